@@ -1,0 +1,184 @@
+"""ROS 2 plumbing shared by every node: environment, QoS, parameters, message conversion, node main.
+
+The only module of this package that imports rclpy.
+"""
+
+import array
+import os
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import rclpy
+from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
+from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
+from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image, JointState
+
+from rlco_common.contract import CameraSpec, Contract, contract_directory, load_contract
+from rlco_common.errors import RlcoError
+from rlco_common.observation import decode_camera_image
+from rlco_common.pose import Pose
+
+# Camera streams are reliable with a deep queue: best effort loses most large frames under load.
+CAMERA_QOS = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
+STATE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+COMMAND_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)   # a queued command must never replay late
+EVENT_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+def prepare_environment() -> None:
+    """Set what must stand before rclpy.init(): the Fast DDS profile and an ament prefix. Existing values win."""
+    os.environ.setdefault("AMENT_PREFIX_PATH", sys.prefix)
+    os.environ.setdefault("FASTRTPS_DEFAULT_PROFILES_FILE", str(contract_directory() / "fastdds.xml"))
+
+
+def declare(node: Node, name: str, default, description: str, *, low=None, high=None, read_only=False, choices=None):
+    """Declare a parameter with type, description and bounds, and return its value."""
+    descriptor = ParameterDescriptor(description=description, read_only=read_only)
+    if low is not None or high is not None:
+        if isinstance(default, float):
+            descriptor.floating_point_range = [FloatingPointRange(
+                from_value=-np.inf if low is None else float(low), to_value=np.inf if high is None else float(high))]
+        else:
+            descriptor.integer_range = [IntegerRange(
+                from_value=-(2**63) if low is None else int(low), to_value=2**63 - 1 if high is None else int(high))]
+    if choices:
+        descriptor.additional_constraints = f"one of: {', '.join(choices)}"
+    value = node.declare_parameter(name, default, descriptor).value
+    if choices:
+        def check(parameters):
+            for parameter in parameters:
+                if parameter.name == name and parameter.value not in choices:
+                    return SetParametersResult(
+                        successful=False, reason=f"{name}='{parameter.value}' is not one of: {', '.join(choices)}")
+            return SetParametersResult(successful=True)
+
+        if value not in choices:
+            raise RlcoError(f"parameter {name}='{value}' is not one of: {', '.join(choices)}")
+        node.add_on_set_parameters_callback(check)
+    return value
+
+
+def declare_contract(node: Node) -> Contract:
+    """Declare the `contract` parameter (name of a shipped contract, or a YAML file's path) and load it."""
+    source = declare(node, "contract", "panda_tabletop", "name of a shipped contract, or path of a YAML file",
+                     read_only=True)
+    return load_contract(source)
+
+
+class RlcoLifecycleNode(LifecycleNode):
+    """Lifecycle node that brings itself to `active` when its `autostart` parameter is true.
+
+    A transition that raises RlcoError is logged with its message and refused, instead of ending the process.
+    """
+
+    def __init__(self, name: str, **kwargs):
+        super().__init__(name, **kwargs)
+        if declare(self, "autostart", True, "configure and activate at start", read_only=True):
+            self._autostart_timer = self.create_timer(0.0, self._autostart, clock=rclpy.clock.Clock(
+                clock_type=rclpy.clock.ClockType.STEADY_TIME))
+
+    def _autostart(self):
+        self._autostart_timer.cancel()
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def guarded(self, step: Callable[[], None]) -> TransitionCallbackReturn:
+        """Run a transition's work; an RlcoError becomes FAILURE with its message in the log."""
+        try:
+            step()
+        except RlcoError as error:
+            self.get_logger().error(str(error))
+            return TransitionCallbackReturn.FAILURE
+        return TransitionCallbackReturn.SUCCESS
+
+
+def run_node(factory: Callable[[], Node], args=None) -> int:
+    """Node main: one SingleThreadedExecutor, clean shutdown on SIGINT and SIGTERM, named errors as one line."""
+    prepare_environment()
+    node = None
+    try:
+        rclpy.init(args=args)
+        node = factory()
+        executor = SingleThreadedExecutor()
+        executor.add_node(node)
+        executor.spin()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        pass
+    except RlcoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    finally:
+        if node is not None:
+            close = getattr(node, "close", None)
+            if close is not None:
+                close()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def stamp_from_ns(nanoseconds: int) -> Time:
+    return Time(sec=int(nanoseconds // 1_000_000_000), nanosec=int(nanoseconds % 1_000_000_000))
+
+
+def stamp_to_ns(stamp: Time) -> int:
+    return stamp.sec * 1_000_000_000 + stamp.nanosec
+
+
+def pose_to_msg(pose: Pose, frame: str, stamp_ns: int) -> PoseStamped:
+    message = PoseStamped()
+    message.header.frame_id = frame
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    position, orientation = message.pose.position, message.pose.orientation
+    position.x, position.y, position.z = map(float, pose.position)
+    orientation.x, orientation.y, orientation.z, orientation.w = map(float, pose.quaternion)
+    return message
+
+
+def pose_from_msg(message: PoseStamped) -> Pose:
+    position, orientation = message.pose.position, message.pose.orientation
+    return Pose(
+        np.array([position.x, position.y, position.z]),
+        np.array([orientation.x, orientation.y, orientation.z, orientation.w]),
+    )
+
+
+def image_to_msg(image: np.ndarray, frame: str, stamp_ns: int) -> Image:
+    """Image message of a uint8 RGB [height, width, 3] array."""
+    message = Image(height=image.shape[0], width=image.shape[1], encoding="rgb8", step=image.shape[1] * 3)
+    message.header.frame_id = frame
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    data = array.array("B")
+    data.frombytes(np.ascontiguousarray(image))
+    message.data = data
+    return message
+
+
+def image_from_msg(camera: CameraSpec, message: Image) -> np.ndarray:
+    """uint8 RGB [height, width, 3] of an Image message; raises DataError when it breaks the contract."""
+    return decode_camera_image(camera, message.data, message.height, message.width, message.encoding, message.step)
+
+
+def joint_state_to_msg(contract: Contract, arm: np.ndarray, gripper: float, stamp_ns: int) -> JointState:
+    """JointState of the arm joints (radians) and the gripper joint (its own unit, from the opening in [0, 1])."""
+    message = JointState()
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    message.name = [*contract.robot.arm_joints, contract.robot.gripper_joint]
+    message.position = [*map(float, arm), contract.robot.gripper_joint_position(gripper)]
+    return message
+
+
+def diagnostics(node: Node, name: str, level: bytes, message: str, values: dict) -> DiagnosticArray:
+    """One-status DiagnosticArray stamped with the node's clock."""
+    status = DiagnosticStatus(level=level, name=name, message=message, hardware_id=node.get_name())
+    status.values = [KeyValue(key=str(key), value=str(value)) for key, value in values.items()]
+    result = DiagnosticArray(status=[status])
+    result.header.stamp = node.get_clock().now().to_msg()
+    return result

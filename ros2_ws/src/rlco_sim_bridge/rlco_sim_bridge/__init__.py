@@ -1,0 +1,1 @@
+"""Digital twins, the stand-in robot, scripted experts and the sim bridge."""

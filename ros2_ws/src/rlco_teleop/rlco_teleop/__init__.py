@@ -1,0 +1,1 @@
+"""Operator devices, the command gate and the recorder."""

@@ -1,0 +1,1 @@
+"""Datasets, Stage I, Stage II, evaluation and reports."""
