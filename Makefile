@@ -1,0 +1,26 @@
+# Everything a newcomer needs. `make` alone lists the targets.
+PYTHON := .venv/bin/python
+RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
+
+.PHONY: help setup doctor demo test lint clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+setup: ## install everything into .venv (idempotent)
+	@bash scripts/setup.sh
+
+doctor: setup ## go or no-go for this machine, with cause and remedy
+	@$(RUN) .venv/bin/rlco doctor
+
+demo: setup ## the whole method on the stand-in robot; writes runs/demo/report.html
+	@$(RUN) .venv/bin/rlco demo
+
+test: setup ## all tests
+	@$(RUN) $(PYTHON) -m pytest
+
+lint: setup ## style, import rules, package manifests
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check --diff . >/dev/null; $(PYTHON) scripts/check_layers.py
+
+clean: ## remove build products (keeps runs/ and .venv)
+	rm -rf ros2_ws/build ros2_ws/log .pytest_cache .ruff_cache
