@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 
 from rlco_common.errors import ConfigError, ContractMismatch
 from rlco_common.pose import Pose, compose_delta, delta_between
+from rlco_common.resources import share_directory, shipped_file
 from rlco_common.strict import from_mapping, load_yaml, to_mapping
 
 DEFAULT_CONTRACT = "panda_tabletop"
@@ -246,21 +246,14 @@ class Contract:
 
 def contract_directory() -> Path:
     """Where the shipped contracts live: the ament share directory, or the source tree beside this file."""
-    for prefix in os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep):
-        share = Path(prefix) / "share" / "rlco_common" / "config"
-        if prefix and share.is_dir():
-            return share
-    return Path(__file__).resolve().parent.parent / "config"
+    return share_directory("rlco_common")
 
 
 def load_contract(source: str | Path = DEFAULT_CONTRACT) -> Contract:
     """Load a contract from a file path or by the name of a shipped one. Raises ConfigError naming the field."""
     path = Path(source)
     if not path.suffix:
-        path = contract_directory() / f"{source}.yaml"
-        if not path.is_file():
-            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-            raise ConfigError(f"no contract named '{source}' in {path.parent}; known: {known}; or give a YAML file's path")
+        path = shipped_file("rlco_common", "config", str(source), "contract")
     return from_mapping(Contract, load_yaml(path), str(path))
 
 
