@@ -19,5 +19,11 @@ setup(
     maintainer_email="maintainers@rlco.org",
     description="Vision-language-action policies behind one interface, and the node that runs them on the robot.",
     license="Apache-2.0",
-    entry_points={"console_scripts": []},
+    entry_points={
+        "console_scripts": [],
+        "rlco.policies": [
+            "compact_flow = rlco_policy.compact.flow:CompactFlow",
+            "compact_token = rlco_policy.compact.token:CompactToken",
+        ],
+    },
 )

@@ -1,0 +1,79 @@
+"""What both compact policies share: preprocessing and the encoder."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlco_common.contract import Contract
+from rlco_common.errors import ConfigError, DataError
+from rlco_common.observation import encode_image
+from rlco_policy.augmentation import augment_images
+from rlco_policy.compact.encoder import Encoder, Prefix
+from rlco_policy.compact.text import WordTokenizer
+from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy, require_generator
+from rlco_policy.statistics import Statistics
+
+
+class CompactPolicy(VLAPolicy):
+    """ModelInputs: images uint8 [B, cameras, H, W, 3], words int32 [B, max_words], proprio float32 [B, S]."""
+
+    def __init__(self, config, contract: Contract, statistics: Statistics):
+        super().__init__(config, contract, statistics)
+        encoder = config.encoder
+        self.cameras = encoder.cameras or tuple(contract.cameras)
+        unknown = [name for name in self.cameras if name not in contract.cameras]
+        if unknown:
+            raise ConfigError(f"encoder.cameras: {', '.join(unknown)} not in contract '{contract.name}'; "
+                              f"it has {', '.join(contract.cameras)}")
+        self.tokenizer = WordTokenizer(encoder.vocabulary, encoder.max_words)
+        self.tokenizer.require_distinct(contract)
+        self.register_buffer("proprio_mean", torch.from_numpy(statistics.mean.copy()), persistent=False)
+        self.register_buffer("proprio_std", torch.from_numpy(statistics.std.copy()), persistent=False)
+        self.encoder = Encoder(encoder, len(self.cameras), len(statistics.names))
+
+    def preprocess(self, obs: ObsBatch, *, train: bool = False,
+                   generator: torch.Generator | None = None) -> ModelInputs:
+        missing = [name for name in self.cameras if name not in obs.images]
+        if missing:
+            raise DataError(f"observation lacks camera(s) {', '.join(missing)}; it has {', '.join(obs.images)}")
+        images = torch.stack([self._policy_size(obs.images[name]) for name in self.cameras], dim=1)
+        proprio = (obs.proprio.to(self.device, torch.float32) - self.proprio_mean) / self.proprio_std
+        if not torch.isfinite(proprio).all():
+            raise DataError("non-finite proprioception; refuse the observation at its source")
+        words = torch.from_numpy(self.tokenizer.encode(obs.instruction)).to(self.device)
+        inputs = {"images": images, "words": words, "proprio": proprio}
+        return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs
+
+    def augment(self, inputs: ModelInputs, generator: torch.Generator) -> ModelInputs:
+        flat = augment_images(inputs["images"].flatten(0, 1), self.config.encoder.augmentation, generator)
+        return {**inputs, "images": flat.view_as(inputs["images"])}
+
+    def encode(self, inputs: ModelInputs) -> Prefix:
+        return self.encoder(inputs["images"], inputs["words"], inputs["proprio"])
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        groups: dict[str, list[nn.Parameter]] = {"policy": []}
+        for name, parameter in self.named_parameters():
+            role = {"value_head": "value", "noise_head": "noise"}.get(name.split(".")[0], "policy")
+            groups.setdefault(role, []).append(parameter)
+        return groups
+
+    def _policy_size(self, images: Tensor) -> Tensor:
+        """uint8 [B, size, size, 3]; other sizes go through the codec that live, bag and dataset paths share."""
+        size = self.config.encoder.image_size
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+            raise DataError(f"images must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
+        if images.shape[1:3] == (size, size):
+            return images.to(self.device)
+        encoded = np.stack([encode_image(image, size) for image in images.cpu().numpy()])
+        return torch.from_numpy(encoded).to(self.device)
+
+
+def masked_mean(elements: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(mean over all valid elements, detached mean per sample) of [B, steps, A] with valid [B, steps]."""
+    if valid is None:
+        return elements.mean(), elements.detach().mean((1, 2))
+    weight = valid.to(elements).unsqueeze(-1).expand_as(elements)
+    weighted = elements * weight
+    per_sample = weighted.detach().sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    return weighted.sum() / weight.sum().clamp(min=1), per_sample

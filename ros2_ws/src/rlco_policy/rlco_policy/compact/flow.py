@@ -1,0 +1,176 @@
+"""`compact_flow`: flow matching with ReinFlow exploration noise (Zhang et al. 2025).
+
+Time runs from 0 (noise) to 1 (action). A chain x_0 ~ N(0, I), x_{k+1} = x_k + v(x_k, k / K) / K + sigma_k * eps has the
+likelihood N(x_0; 0, I) * prod_k N(x_{k+1}; mu_k, sigma_k^2), which PPO needs. Without the noise it is the ODE that is
+deployed. Sampling and evaluation use the same time grid k / K.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from rlco_common.contract import Contract
+from rlco_policy.compact.base import CompactPolicy, masked_mean
+from rlco_policy.compact.config import CompactFlowConfig
+from rlco_policy.compact.encoder import Prefix
+from rlco_policy.compact.layers import Block, KeyValue, TimeEmbedding, value_head
+from rlco_policy.interface import (
+    Evaluated,
+    ModelInputs,
+    PolicySpec,
+    Sampled,
+    SftOut,
+    normal,
+    require_generator,
+    uniform,
+)
+from rlco_policy.statistics import Statistics
+
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class CompactFlow(CompactPolicy):
+    config_class = CompactFlowConfig
+
+    def __init__(self, config: CompactFlowConfig, contract: Contract, statistics: Statistics):
+        super().__init__(config, contract, statistics)
+        width, dim = config.encoder.width, contract.action.dim
+        self.spec = PolicySpec(dim, config.horizon, config.chunk, len(statistics.names), self.cameras,
+                               config.encoder.image_size, "flow")
+        self.expert = ActionExpert(width, config.encoder.heads, config.layers, config.horizon, dim)
+        self.noise_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
+        self.value_head = value_head(2 * width, config.value.hidden)
+        self._std_max = config.noise_std[1]
+        self.eval()
+
+    def set_progress(self, fraction: float) -> None:
+        start, end = self.config.noise_std[1], self.config.noise_std_end
+        self._std_max = start if end is None else start + (end - start) * min(max(fraction, 0.0), 1.0)
+
+    def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
+                 generator: torch.Generator) -> SftOut:
+        """Flow matching: MSE between v(x_t, t) and a - eps on x_t = (1 - t) eps + t a, averaged over `draws`."""
+        draws = self.config.draws
+        target = self.normalizer.normalise(actions).repeat_interleave(draws, 0)
+        noise = normal(target.shape, generator, self.device)
+        time = self._stratified_time(len(actions), generator)
+        mixed = torch.lerp(noise, target, time[:, None, None])
+        prefix = self.encode(inputs)
+        velocity, _ = self.expert(mixed, time, self._repeat(self.expert.read(prefix), draws))
+        error = (velocity - (target - noise)).square()
+        loss, per_draw = masked_mean(error, None if valid is None else valid.repeat_interleave(draws, 0))
+        return SftOut(loss, per_draw.view(-1, draws).mean(1), {"flow_mse": float(loss.detach())})
+
+    @torch.no_grad()
+    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Euler steps of the ODE from `temperature` times standard normal noise; from zero at temperature 0."""
+        memory = self.expert.read(self.encode(inputs))
+        shape = (len(inputs["proprio"]), self.spec.horizon, self.spec.action_dim)
+        if temperature > 0:
+            x = temperature * normal(shape, require_generator(generator, "act(temperature > 0)"), self.device)
+        else:
+            x = torch.zeros(shape, device=self.device)
+        for k in range(self.config.denoise_steps):
+            velocity, _ = self.expert(x, self._grid_time(k, len(x)), memory)
+            x = x + velocity / self.config.denoise_steps
+        return self.normalizer.denormalise(x[:, : self.spec.chunk])
+
+    @torch.no_grad()
+    def sample(self, inputs: ModelInputs, *, generator: torch.Generator) -> Sampled:
+        prefix = self.encode(inputs)
+        memory = self.expert.read(prefix)
+        x = normal((len(inputs["proprio"]), self.spec.horizon, self.spec.action_dim), generator, self.device)
+        chain, entries = [x], [_log_normal(x, torch.zeros_like(x), torch.ones_like(x))]
+        for k in range(self.config.denoise_steps):
+            mean, std = self._transition(x, self._grid_time(k, len(x)), memory)
+            x = mean + std * normal(x.shape, generator, self.device)
+            chain.append(x)
+            entries.append(_log_normal(x, mean, std))
+        return Sampled(
+            actions=self.normalizer.denormalise(x[:, : self.spec.chunk]),
+            logprob=self._join(torch.stack(entries, 1)),
+            value=self._value(prefix),
+            trace={"chain": torch.stack(chain, 1)},
+        )
+
+    def evaluate(self, inputs: ModelInputs, trace: dict[str, Tensor]) -> Evaluated:
+        """All K transitions of the stored chain [B, K + 1, horizon, A] in one pass of the expert."""
+        chain, steps = trace["chain"], self.config.denoise_steps
+        batch = len(chain)
+        prefix = self.encode(inputs)
+        time = torch.arange(steps, device=self.device).repeat(batch) / steps
+        mean, std = self._transition(chain[:, :-1].flatten(0, 1), time, self._repeat(self.expert.read(prefix), steps))
+        mean, std = mean.unflatten(0, (batch, steps)), std.unflatten(0, (batch, steps))
+        start = chain[:, :1]
+        entries = torch.cat([_log_normal(start, torch.zeros_like(start), torch.ones_like(start)),
+                             _log_normal(chain[:, 1:], mean, std)], 1)
+        executed_std = std[:, :, : self.spec.chunk]
+        entropy = (executed_std.log() + _HALF_LOG_2PI + 0.5).mean((1, 2, 3))
+        return Evaluated(self._join(entries), entropy, self._value(prefix))
+
+    @torch.no_grad()
+    def value(self, inputs: ModelInputs) -> Tensor:
+        return self._value(self.encode(inputs))
+
+    def _transition(self, x: Tensor, time: Tensor, memory) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A]."""
+        velocity, features = self.expert(x, time, memory)
+        log_min, log_max = math.log(self.config.noise_std[0]), math.log(self._std_max)
+        level = 0.5 * (torch.tanh(self.noise_head(features)) + 1)
+        return x + velocity / self.config.denoise_steps, torch.exp(log_min + (log_max - log_min) * level)
+
+    def _join(self, entries: Tensor) -> Tensor:
+        """[B, K + 1, horizon, A] chain entries -> [B, chunk, A]."""
+        executed = entries[:, :, : self.spec.chunk]
+        return executed.mean(1) if self.config.logprob == "mean" else executed.sum(1)
+
+    def _value(self, prefix: Prefix) -> Tensor:
+        features = torch.cat([prefix.tokens.mean(1), prefix.pooled], -1)
+        return self.value_head(features.detach() if self.config.value.detach else features).squeeze(-1)
+
+    def _grid_time(self, k: int, batch: int) -> Tensor:
+        return torch.full((batch,), k / self.config.denoise_steps, device=self.device)
+
+    def _stratified_time(self, batch: int, generator: torch.Generator) -> Tensor:
+        """[B * draws] times in [0, 1), one from each of `draws` equal strata per sample."""
+        draws = self.config.draws
+        stratum = torch.arange(draws, device=self.device).repeat(batch)
+        return (stratum + uniform((batch * draws,), generator, self.device)) / draws
+
+    @staticmethod
+    def _repeat(memory, times: int):
+        keys_values, pooled = memory
+        repeated = [tuple(part.repeat_interleave(times, 0) for part in pair) for pair in keys_values]
+        return repeated, pooled.repeat_interleave(times, 0)
+
+
+class ActionExpert(nn.Module):
+    """adaRMS transformer over the action steps; it reads the prefix, the prefix never sees it."""
+
+    def __init__(self, width: int, heads: int, layers: int, horizon: int, action_dim: int):
+        super().__init__()
+        self.time = TimeEmbedding(width)
+        self.project_in = nn.Linear(action_dim, width)
+        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.blocks = nn.ModuleList(Block(width, heads, memory=True, condition_width=width) for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.project_out = nn.Linear(width, action_dim)
+
+    def read(self, prefix: Prefix) -> tuple[list[KeyValue], Tensor]:
+        """What the expert needs of the prefix; computed once per observation."""
+        return [block.memory(prefix.tokens) for block in self.blocks], prefix.pooled
+
+    def forward(self, x: Tensor, time: Tensor, memory: tuple[list[KeyValue], Tensor]) -> tuple[Tensor, Tensor]:
+        """x [B, horizon, A] at time [B] -> velocity [B, horizon, A] and features [B, horizon, width]."""
+        keys_values, pooled = memory
+        condition = nn.functional.silu(self.time(time) + pooled)
+        tokens = self.project_in(x) + self.position
+        for block, pair in zip(self.blocks, keys_values, strict=True):
+            tokens = block(tokens, pair, condition=condition)
+        features = self.norm(tokens)
+        return self.project_out(features), features
+
+
+def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return -0.5 * ((x - mean) / std).square() - std.log() - _HALF_LOG_2PI

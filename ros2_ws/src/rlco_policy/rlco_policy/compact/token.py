@@ -1,0 +1,163 @@
+"""`compact_token`: autoregressive action tokens, one of `bins` per action dimension (as OpenVLA), chunk * 7 a chunk."""
+
+import torch
+from torch import Tensor, nn
+
+from rlco_common.contract import Contract
+from rlco_policy.compact.base import CompactPolicy, masked_mean
+from rlco_policy.compact.config import CompactTokenConfig
+from rlco_policy.compact.encoder import Prefix
+from rlco_policy.compact.layers import Block, value_head
+from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, SftOut, require_generator
+from rlco_policy.statistics import Statistics
+
+
+class CompactToken(CompactPolicy):
+    config_class = CompactTokenConfig
+
+    def __init__(self, config: CompactTokenConfig, contract: Contract, statistics: Statistics):
+        super().__init__(config, contract, statistics)
+        width, dim = config.encoder.width, contract.action.dim
+        self.spec = PolicySpec(dim, config.chunk, config.chunk, len(statistics.names), self.cameras,
+                               config.encoder.image_size, "tokens")
+        self.decoder = TokenDecoder(width, config.encoder.heads, config.layers, config.bins, config.chunk * dim)
+        self.value_head = value_head(width, config.value.hidden)
+        self.eval()
+
+    def tokens_of(self, actions: Tensor) -> Tensor:
+        """Physical actions [B, chunk, A] -> bin indices int64 [B, chunk * A]."""
+        unit = 0.5 * (self.normalizer.normalise(actions) + 1.0)
+        return (unit * self.config.bins).floor().clamp(0, self.config.bins - 1).long().flatten(1)
+
+    def actions_of(self, tokens: Tensor) -> Tensor:
+        """Bin indices [B, chunk * A] -> physical actions [B, chunk, A] at the bins' centres."""
+        centres = (tokens.float() + 0.5) * (2.0 / self.config.bins) - 1.0
+        return self.normalizer.denormalise(centres.unflatten(1, (self.spec.chunk, self.spec.action_dim)))
+
+    def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
+                 generator: torch.Generator) -> SftOut:
+        """Cross-entropy of the action tokens; soft labels over neighbouring bins carry the order of the bins."""
+        tokens = self.tokens_of(actions)
+        logits, _ = self.decoder(self.encode(inputs), tokens)
+        log_probabilities = logits.log_softmax(-1)
+        if self.config.label_std_bins > 0:
+            error = -(self._soft_labels(tokens) * log_probabilities).sum(-1)
+        else:
+            error = -log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        loss, per_sample = masked_mean(self._by_step(error), valid)
+        accuracy = float((logits.detach().argmax(-1) == tokens).float().mean())
+        return SftOut(loss, per_sample, {"cross_entropy": float(loss.detach()), "token_accuracy": accuracy})
+
+    @torch.no_grad()
+    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Greedy tokens at temperature 0, sampled ones above."""
+        if temperature > 0:
+            require_generator(generator, "act(temperature > 0)")
+        tokens, _, _ = self.decoder.generate(self.encode(inputs), temperature, generator)
+        return self.actions_of(tokens)
+
+    @torch.no_grad()
+    def sample(self, inputs: ModelInputs, *, generator: torch.Generator) -> Sampled:
+        prefix = self.encode(inputs)
+        tokens, logprob, first = self.decoder.generate(prefix, self.config.temperature, generator)
+        return Sampled(
+            actions=self.actions_of(tokens),
+            logprob=self._by_step(logprob),
+            value=self._value(first),
+            trace={"tokens": tokens.to(torch.int16)},
+        )
+
+    def evaluate(self, inputs: ModelInputs, trace: dict[str, Tensor]) -> Evaluated:
+        """Teacher-forced scores of the stored tokens [B, chunk * A]."""
+        tokens = trace["tokens"].long()
+        logits, first = self.decoder(self.encode(inputs), tokens)
+        log_probabilities = (logits.float() / self.config.temperature).log_softmax(-1)
+        logprob = log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean(-1)
+        return Evaluated(self._by_step(logprob), entropy, self._value(first))
+
+    @torch.no_grad()
+    def value(self, inputs: ModelInputs) -> Tensor:
+        return self._value(self.decoder.first_hidden(self.encode(inputs)))
+
+    def _value(self, first: Tensor) -> Tensor:
+        return self.value_head(first.detach() if self.config.value.detach else first).squeeze(-1)
+
+    def _by_step(self, per_token: Tensor) -> Tensor:
+        return per_token.unflatten(1, (self.spec.chunk, self.spec.action_dim))
+
+    def _soft_labels(self, tokens: Tensor) -> Tensor:
+        """Gaussian over the bins around each token, normalised: [B, T, bins]."""
+        distance = torch.arange(self.config.bins, device=tokens.device) - tokens.unsqueeze(-1)
+        return (-0.5 * (distance / self.config.label_std_bins).square()).softmax(-1)
+
+
+class TokenDecoder(nn.Module):
+    """Causal transformer over the action tokens; every token reads the whole prefix.
+
+    Input i is the token i - 1 (at i = 0 a start symbol) plus the pooled prefix; its output predicts token i.
+    """
+
+    def __init__(self, width: int, heads: int, layers: int, bins: int, length: int):
+        super().__init__()
+        self.length = length
+        self.embedding = nn.Embedding(bins + 1, width)      # the last row is the start symbol
+        self.position = nn.Parameter(0.02 * torch.randn(length, width))
+        self.blocks = nn.ModuleList(Block(width, heads, memory=True) for _ in range(layers))
+        self.norm = nn.RMSNorm(width, eps=1e-6)
+        self.head = nn.Linear(width, bins)
+        with torch.no_grad():       # neighbouring bins start out alike
+            smooth = _bin_features(bins, width)
+            self.embedding.weight[:bins] = smooth
+            self.head.weight.copy_(smooth / width**0.5)
+
+    def forward(self, prefix: Prefix, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher forcing: tokens [B, T] -> logits [B, T, bins] and the hidden state [B, width] of the first token."""
+        start = torch.full_like(tokens[:, :1], self.embedding.num_embeddings - 1)
+        x = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.position + prefix.pooled.unsqueeze(1)
+        memories = [block.memory(prefix.tokens) for block in self.blocks]
+        seen = x.new_ones(self.length, prefix.tokens.shape[1] + self.length, dtype=torch.bool)
+        mask = seen.tril(prefix.tokens.shape[1])
+        for block, memory in zip(self.blocks, memories, strict=True):
+            x = block(x, memory, mask)
+        hidden = self.norm(x)
+        return self.head(hidden), hidden[:, 0]
+
+    def first_hidden(self, prefix: Prefix) -> Tensor:
+        return self._next(prefix, None, 0, [block.memory(prefix.tokens) for block in self.blocks])
+
+    def generate(self, prefix: Prefix, temperature: float,
+                 generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens [B, T], their log-probabilities [B, T] and the first hidden state; greedy at temperature 0."""
+        caches = [block.memory(prefix.tokens) for block in self.blocks]
+        tokens, logprobs, first, token = [], [], None, None
+        for position in range(self.length):
+            hidden = self._next(prefix, token, position, caches)
+            first = hidden if first is None else first
+            log_probabilities = (self.head(hidden) / (temperature or 1.0)).log_softmax(-1)
+            token = _draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
+            tokens.append(token)
+            logprobs.append(log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1))
+        return torch.stack(tokens, 1), torch.stack(logprobs, 1), first
+
+    def _next(self, prefix: Prefix, token: Tensor | None, position: int, caches: list) -> Tensor:
+        """Hidden state [B, width] at `position`; extends the caches in place."""
+        if token is None:
+            token = torch.full((len(prefix.pooled),), self.embedding.num_embeddings - 1, device=prefix.pooled.device)
+        x = (self.embedding(token) + self.position[position] + prefix.pooled).unsqueeze(1)
+        for i, block in enumerate(self.blocks):
+            x, caches[i] = block.step(x, caches[i])
+        return self.norm(x).squeeze(1)
+
+
+def _draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    probabilities = log_probabilities.exp().to(generator.device)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(log_probabilities.device)
+
+
+def _bin_features(bins: int, width: int) -> Tensor:
+    """[bins, width]: cosines of geometrically spaced frequencies of the bin's centre."""
+    centre = (torch.arange(bins) + 0.5) / bins
+    frequency = torch.logspace(0, 5, width, base=2) * torch.pi
+    phase = torch.linspace(0, 2 * torch.pi, width)
+    return torch.cos(centre[:, None] * frequency + phase)

@@ -1,0 +1,180 @@
+"""The interface between policies and everything that trains, evaluates or deploys them.
+
+Actions at this interface are in the contract's physical units, `[B, steps, 7]`; every policy normalises inside. A
+policy stays in eval mode in rollout and update alike, computes log-probabilities in float32, and draws every random number
+from the `torch.Generator` it is given.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlco_common.contract import ActionSpec, Contract
+from rlco_common.errors import DataError
+from rlco_policy.statistics import Statistics
+
+ModelInputs = dict[str, Tensor]
+"""What a policy reads, batch first and compact (uint8 images, token ids, normalised proprioception): store this."""
+
+
+@dataclass(frozen=True)
+class PolicySpec:
+    """Shapes that trainers and nodes need. `horizon` steps are predicted, the first `chunk` of them executed."""
+
+    action_dim: int
+    horizon: int
+    chunk: int
+    proprio_dim: int
+    cameras: tuple[str, ...]
+    image_size: int
+    family: Literal["tokens", "flow"]
+
+    def __post_init__(self):
+        if not 1 <= self.chunk <= self.horizon:
+            raise ValueError(f"chunk {self.chunk} must lie in 1..horizon ({self.horizon})")
+
+
+@dataclass
+class ObsBatch:
+    """Raw observations. Images of another size than the policy's go through rlco_common's `encode_image`."""
+
+    images: dict[str, Tensor]       # camera name -> uint8 [B, H, W, 3] RGB
+    proprio: Tensor                 # float32 [B, S], physical units, rlco_common's encode_proprioception
+    instruction: list[str]          # [B]
+
+    def __post_init__(self):
+        sizes = {len(self.proprio), len(self.instruction), *(len(image) for image in self.images.values())}
+        if len(sizes) != 1:
+            raise DataError(f"images, proprio and instruction disagree about the batch size: {sorted(sizes)}")
+
+
+@dataclass
+class Sampled:
+    """A stochastic action chunk for RL, without gradient."""
+
+    actions: Tensor                 # [B, chunk, A] physical units, within the contract's limits
+    logprob: Tensor                 # [B, chunk, A] float32, one number per action element
+    value: Tensor                   # [B]
+    trace: dict[str, Tensor]        # batch first; what `evaluate` needs to score this very sample again
+
+
+@dataclass
+class Evaluated:
+    """A stored sample scored again, with gradient."""
+
+    logprob: Tensor                 # [B, chunk, A]; equals Sampled.logprob while the weights are the same
+    entropy: Tensor                 # [B] nats per action element
+    value: Tensor                   # [B]
+
+
+@dataclass
+class SftOut:
+    loss: Tensor                    # scalar: mean over the valid action elements of the batch
+    per_sample: Tensor              # [B], detached
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class ActionNormalizer(nn.Module):
+    """Physical actions <-> [-1, 1] by the limits of the contract."""
+
+    def __init__(self, action: ActionSpec):
+        super().__init__()
+        self.register_buffer("low", torch.tensor(action.low, dtype=torch.float32), persistent=False)
+        self.register_buffer("high", torch.tensor(action.high, dtype=torch.float32), persistent=False)
+
+    def normalise(self, actions: Tensor) -> Tensor:
+        """[..., A] physical -> [-1, 1]; values beyond the limits map beyond 1."""
+        return 2.0 * (actions.float() - self.low) / (self.high - self.low) - 1.0
+
+    def denormalise(self, actions: Tensor) -> Tensor:
+        """[..., A] normalised -> physical, clipped to the limits."""
+        physical = self.low + 0.5 * (actions.float() + 1.0) * (self.high - self.low)
+        return torch.minimum(torch.maximum(physical, self.low), self.high)
+
+
+class VLAPolicy(nn.Module, ABC):
+    """A vision-language-action policy. Built by `registry.create_policy` or loaded by `checkpoint.load_policy`."""
+
+    config_class: ClassVar[type]
+    spec: PolicySpec
+
+    def __init__(self, config: Any, contract: Contract, statistics: Statistics):
+        super().__init__()
+        statistics.require_names(contract.proprioception_names)
+        self.config, self.contract, self.statistics = config, contract, statistics
+        self.normalizer = ActionNormalizer(contract.action)
+
+    def train(self, mode: bool = True):
+        """Policies stay in eval mode: a dropout that differs between rollout and update would corrupt the PPO ratio."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return self.normalizer.low.device
+
+    @abstractmethod
+    def preprocess(self, obs: ObsBatch, *, train: bool = False,
+                   generator: torch.Generator | None = None) -> ModelInputs:
+        """Resize, tokenise, normalise. With `train`, augmented as well: `augment(preprocess(obs), generator)`."""
+
+    @abstractmethod
+    def augment(self, inputs: ModelInputs, generator: torch.Generator) -> ModelInputs:
+        """Randomly augmented copy for supervised training; same dtypes and shapes. Never used in RL or deployment."""
+
+    @abstractmethod
+    def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
+                 generator: torch.Generator) -> SftOut:
+        """Supervised loss (paper, eq. 1). actions [B, horizon, A] physical; valid [B, horizon] bool, None = all."""
+
+    @abstractmethod
+    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Deployment: [B, chunk, A] physical, no gradient. Deterministic at temperature 0; above, give a generator."""
+
+    @abstractmethod
+    def sample(self, inputs: ModelInputs, *, generator: torch.Generator) -> Sampled:
+        """RL rollout: a stochastic chunk with log-probability and value, no gradient."""
+
+    @abstractmethod
+    def evaluate(self, inputs: ModelInputs, trace: dict[str, Tensor]) -> Evaluated:
+        """PPO update: log-probability, entropy and value of a stored sample under the present weights."""
+
+    @abstractmethod
+    def value(self, inputs: ModelInputs) -> Tensor:
+        """[B] state value for bootstrapping, no gradient."""
+
+    @abstractmethod
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Trainable parameters by role: "policy", "value" and, for flow policies, "noise"; disjoint and complete."""
+
+    def set_progress(self, fraction: float) -> None:
+        """Tell the share of RL training that is done, in [0, 1]; schedules (exploration noise) follow it."""
+
+    def example_inputs(self, batch: int = 1) -> ModelInputs:
+        """Valid inputs of neutral content, for warm-up and tests."""
+        size, first_task = self.spec.image_size, next(iter(self.contract.tasks.values()))
+        instruction = first_task.instruction(0, **{name: values[0] for name, values in first_task.slots.items()})
+        return self.preprocess(ObsBatch(
+            images={camera: torch.full((batch, size, size, 3), 128, dtype=torch.uint8) for camera in self.spec.cameras},
+            proprio=torch.from_numpy(np.repeat(self.statistics.mean[None], batch, 0)),
+            instruction=[instruction] * batch,
+        ))
+
+
+def require_generator(generator: torch.Generator | None, what: str) -> torch.Generator:
+    if generator is None:
+        raise ValueError(f"{what} draws random numbers: pass generator=torch.Generator()")
+    return generator
+
+
+def normal(shape, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Standard normal float32, drawn on the generator's device: a CPU generator gives the same numbers everywhere."""
+    return torch.randn(shape, generator=generator, device=generator.device).to(device)
+
+
+def uniform(shape, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform float32 in [0, 1); see normal."""
+    return torch.rand(shape, generator=generator, device=generator.device).to(device)
