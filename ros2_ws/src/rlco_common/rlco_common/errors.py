@@ -23,3 +23,7 @@ class TwinError(RlcoError):
 
 class TrainingError(RlcoError):
     """Training cannot start or go on: no initial success, non-finite loss, missing data."""
+
+
+class ProcessError(RlcoError):
+    """A process of a session died or cannot be started."""
