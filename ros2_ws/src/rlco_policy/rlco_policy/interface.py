@@ -73,8 +73,8 @@ class Evaluated:
 
 @dataclass
 class SftOut:
-    loss: Tensor                    # scalar: mean over the valid action elements of the batch
-    per_sample: Tensor              # [B], detached
+    loss: Tensor                    # scalar: mean of per_sample, with gradient
+    per_sample: Tensor              # [B] mean over a sample's valid action elements, detached
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -125,10 +125,27 @@ class VLAPolicy(nn.Module, ABC):
     def augment(self, inputs: ModelInputs, generator: torch.Generator) -> ModelInputs:
         """Randomly augmented copy for supervised training; same dtypes and shapes. Never used in RL or deployment."""
 
-    @abstractmethod
     def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
-                 generator: torch.Generator) -> SftOut:
-        """Supervised loss (paper, eq. 1). actions [B, horizon, A] physical; valid [B, horizon] bool, None = all."""
+                 generator: torch.Generator | None = None, draws: dict[str, Tensor] | None = None) -> SftOut:
+        """Supervised loss (paper, eq. 1). actions [B, horizon, A] physical; valid [B, horizon] bool, None = all.
+
+        `draws` are the loss's random numbers (see sft_draws); without them they are drawn from `generator`. The loss
+        is the mean over samples of each sample's mean, so a batch may be split and its parts added by their sizes.
+        """
+        if draws is None:
+            draws = self.sft_draws(len(actions), require_generator(generator, "sft_loss"))
+        errors, metrics = self.sft_errors(inputs, actions, draws)
+        weight = torch.ones_like(errors) if valid is None else valid.to(errors).unsqueeze(-1).expand_as(errors)
+        per_sample = (errors * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+        return SftOut(per_sample.mean(), per_sample.detach(), metrics)
+
+    @abstractmethod
+    def sft_draws(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Every random number that the supervised loss of `batch` samples needs, batch first; may be empty."""
+
+    @abstractmethod
+    def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Per-element supervised errors [B, horizon, A] with gradient, and metrics."""
 
     @abstractmethod
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:

@@ -68,12 +68,3 @@ class CompactPolicy(VLAPolicy):
         encoded = np.stack([encode_image(image, size) for image in images.cpu().numpy()])
         return torch.from_numpy(encoded).to(self.device)
 
-
-def masked_mean(elements: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(mean over all valid elements, detached mean per sample) of [B, steps, A] with valid [B, steps]."""
-    if valid is None:
-        return elements.mean(), elements.detach().mean((1, 2))
-    weight = valid.to(elements).unsqueeze(-1).expand_as(elements)
-    weighted = elements * weight
-    per_sample = weighted.detach().sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-    return weighted.sum() / weight.sum().clamp(min=1), per_sample

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rlco_common.contract import Contract
-from rlco_policy.compact.base import CompactPolicy, masked_mean
+from rlco_policy.compact.base import CompactPolicy
 from rlco_policy.compact.config import CompactFlowConfig
 from rlco_policy.compact.encoder import Prefix
 from rlco_policy.compact.layers import Block, KeyValue, TimeEmbedding, value_head
@@ -20,7 +20,6 @@ from rlco_policy.interface import (
     ModelInputs,
     PolicySpec,
     Sampled,
-    SftOut,
     normal,
     require_generator,
     uniform,
@@ -48,19 +47,22 @@ class CompactFlow(CompactPolicy):
         start, end = self.config.noise_std[1], self.config.noise_std_end
         self._std_max = start if end is None else start + (end - start) * min(max(fraction, 0.0), 1.0)
 
-    def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
-                 generator: torch.Generator) -> SftOut:
-        """Flow matching: MSE between v(x_t, t) and a - eps on x_t = (1 - t) eps + t a, averaged over `draws`."""
+    def sft_draws(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """noise [B, draws, horizon, A] and time [B, draws] in [0, 1), one time from each of `draws` equal strata."""
         draws = self.config.draws
-        target = self.normalizer.normalise(actions).repeat_interleave(draws, 0)
-        noise = normal(target.shape, generator, self.device)
-        time = self._stratified_time(len(actions), generator)
+        noise = normal((batch, draws, self.spec.horizon, self.spec.action_dim), generator, self.device)
+        stratum = torch.arange(draws, device=self.device)
+        return {"noise": noise, "time": (stratum + uniform((batch, draws), generator, self.device)) / draws}
+
+    def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """Flow matching: MSE between v(x_t, t) and a - eps on x_t = (1 - t) eps + t a, averaged over the draws."""
+        count = self.config.draws
+        target = self.normalizer.normalise(actions).repeat_interleave(count, 0)
+        noise, time = draws["noise"].flatten(0, 1), draws["time"].flatten()
         mixed = torch.lerp(noise, target, time[:, None, None])
-        prefix = self.encode(inputs)
-        velocity, _ = self.expert(mixed, time, self._repeat(self.expert.read(prefix), draws))
-        error = (velocity - (target - noise)).square()
-        loss, per_draw = masked_mean(error, None if valid is None else valid.repeat_interleave(draws, 0))
-        return SftOut(loss, per_draw.view(-1, draws).mean(1), {"flow_mse": float(loss.detach())})
+        velocity, _ = self.expert(mixed, time, self._repeat(self.expert.read(self.encode(inputs)), count))
+        errors = (velocity - (target - noise)).square().unflatten(0, (-1, count)).mean(1)
+        return errors, {"flow_mse": float(errors.detach().mean())}
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -131,12 +133,6 @@ class CompactFlow(CompactPolicy):
 
     def _grid_time(self, k: int, batch: int) -> Tensor:
         return torch.full((batch,), k / self.config.denoise_steps, device=self.device)
-
-    def _stratified_time(self, batch: int, generator: torch.Generator) -> Tensor:
-        """[B * draws] times in [0, 1), one from each of `draws` equal strata per sample."""
-        draws = self.config.draws
-        stratum = torch.arange(draws, device=self.device).repeat(batch)
-        return (stratum + uniform((batch * draws,), generator, self.device)) / draws
 
     @staticmethod
     def _repeat(memory, times: int):

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from rlco_common.contract import Contract
-from rlco_policy.compact.base import CompactPolicy, masked_mean
+from rlco_policy.compact.base import CompactPolicy
 from rlco_policy.compact.config import CompactTokenConfig
 from rlco_policy.compact.encoder import Prefix
 from rlco_policy.compact.layers import Block, value_head
-from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, SftOut, require_generator
+from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, require_generator
 from rlco_policy.statistics import Statistics
 
 
@@ -34,8 +34,11 @@ class CompactToken(CompactPolicy):
         centres = (tokens.float() + 0.5) * (2.0 / self.config.bins) - 1.0
         return self.normalizer.denormalise(centres.unflatten(1, (self.spec.chunk, self.spec.action_dim)))
 
-    def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
-                 generator: torch.Generator) -> SftOut:
+    def sft_draws(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Nothing: the cross-entropy draws no random number."""
+        return {}
+
+    def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of the action tokens; soft labels over neighbouring bins carry the order of the bins."""
         tokens = self.tokens_of(actions)
         logits, _ = self.decoder(self.encode(inputs), tokens)
@@ -44,9 +47,8 @@ class CompactToken(CompactPolicy):
             error = -(self._soft_labels(tokens) * log_probabilities).sum(-1)
         else:
             error = -log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        loss, per_sample = masked_mean(self._by_step(error), valid)
         accuracy = float((logits.detach().argmax(-1) == tokens).float().mean())
-        return SftOut(loss, per_sample, {"cross_entropy": float(loss.detach()), "token_accuracy": accuracy})
+        return self._by_step(error), {"cross_entropy": float(error.detach().mean()), "token_accuracy": accuracy}
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
