@@ -19,5 +19,5 @@ setup(
     maintainer_email="maintainers@rlco.org",
     description="Bags to datasets, Stage I and Stage II of RL-based sim-real co-training, evaluation and reports.",
     license="Apache-2.0",
-    entry_points={"console_scripts": []},
+    entry_points={"console_scripts": ["rlco = rlco_trainer.cli:main"]},
 )

@@ -1,0 +1,64 @@
+"""Moves demonstration batches into a policy's inputs, and splits work into micro-batches."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
+from rlco_trainer.dataset.reader import DemoBatch, DemoSet
+
+
+@dataclass
+class SftBatch:
+    """A supervised batch with its random draws fixed: every way of splitting it gives the same loss and gradient."""
+
+    inputs: ModelInputs
+    actions: Tensor
+    valid: Tensor
+    draws: dict[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+    def part(self, index: slice) -> "SftBatch":
+        return SftBatch(rows(self.inputs, index), self.actions[index], self.valid[index], rows(self.draws, index))
+
+
+def rows(tensors: dict[str, Tensor], index) -> dict[str, Tensor]:
+    return {name: tensor[index] for name, tensor in tensors.items()}
+
+
+def sft_batch(policy: VLAPolicy, demos: DemoBatch, generator: torch.Generator, *, augment: bool) -> SftBatch:
+    """Preprocess a demonstration batch, augmented for training or plain for monitoring."""
+    obs = ObsBatch(
+        {name: torch.from_numpy(images) for name, images in demos.images.items()},
+        torch.from_numpy(demos.proprioception), demos.instructions,
+    )
+    inputs = policy.preprocess(obs, train=augment, generator=generator)
+    actions = torch.from_numpy(demos.actions).to(policy.device)
+    valid = torch.from_numpy(demos.valid).to(policy.device)
+    return SftBatch(inputs, actions, valid, policy.sft_draws(len(actions), generator))
+
+
+def sft_loss(policy: VLAPolicy, batch: SftBatch):
+    return policy.sft_loss(batch.inputs, batch.actions, batch.valid, draws=batch.draws)
+
+
+def slices(total: int, parts: int) -> list[slice]:
+    """`parts` contiguous slices (fewer when total is smaller) that cover range(total), sizes differing by one at most."""
+    parts = min(parts, total)
+    edges = [total * i // parts for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@torch.no_grad()
+def held_out_loss(policy: VLAPolicy, demos: DemoSet, *, limit: int = 512, seed: int = 0) -> float:
+    """Supervised loss on every frame (at most `limit`, evenly spread) of held-out demonstrations, with fixed draws."""
+    frames = demos.every_frame(policy.spec.horizon)
+    batch = sft_batch(policy, frames, torch.Generator().manual_seed(seed), augment=False)
+    step = max(1, -(-len(batch) // limit))
+    batch = batch.part(slice(0, None, step))
+    total = sum(float(sft_loss(policy, batch.part(part)).loss) * (part.stop - part.start)
+                for part in slices(len(batch), -(-len(batch) // 128)))
+    return total / len(batch)

@@ -1,0 +1,84 @@
+"""PPO on action chunks, and the total loss of Stage II (paper, IV-B, eq. 5)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rlco_policy.interface import ModelInputs, VLAPolicy
+from rlco_trainer.batches import SftBatch, rows, sft_loss
+from rlco_trainer.config import PpoConfig
+
+
+@dataclass
+class RlBatch:
+    """Chunk samples of finished episodes. logprob, value, advantage, returns: [N]; logprob is summed over the chunk."""
+
+    inputs: ModelInputs
+    trace: dict[str, Tensor]
+    logprob: Tensor
+    value: Tensor
+    advantage: Tensor
+    returns: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logprob)
+
+    def part(self, index) -> "RlBatch":
+        return RlBatch(rows(self.inputs, index), rows(self.trace, index), self.logprob[index], self.value[index],
+                       self.advantage[index], self.returns[index])
+
+
+def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """(advantages, returns) [T] of one finished episode; nothing follows its last step (Schulman et al. 2016)."""
+    advantages = torch.zeros_like(values)
+    following = next_value = 0.0
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + gamma * next_value - values[t]
+        following = delta + gamma * lam * following
+        advantages[t] = following
+        next_value = values[t]
+    return advantages, advantages + values
+
+
+def chunk_logprob(logprob: Tensor) -> Tensor:
+    """[B, chunk, A] -> [B]: the log-probability of the chunk."""
+    return logprob.sum((1, 2))
+
+
+def rl_loss(policy: VLAPolicy, batch: RlBatch, config: PpoConfig, *, critic_only: bool = False) -> tuple[Tensor, dict]:
+    """Clipped PPO surrogate, clipped Huber value loss and entropy bonus, each a mean over the batch's samples."""
+    scored = policy.evaluate(batch.inputs, batch.trace)
+    log_ratio = chunk_logprob(scored.logprob) - batch.logprob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+    surrogate = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
+    near = batch.value + (scored.value - batch.value).clamp(-config.value_clip, config.value_clip)
+    value_loss = torch.maximum(
+        torch.nn.functional.huber_loss(scored.value, batch.returns, reduction="none", delta=config.huber_delta),
+        torch.nn.functional.huber_loss(near, batch.returns, reduction="none", delta=config.huber_delta),
+    ).mean()
+    loss = config.value_weight * value_loss
+    if not critic_only:
+        loss = loss + surrogate - config.entropy_weight * scored.entropy.mean()
+    with torch.no_grad():
+        metrics = {
+            "rl/surrogate": float(surrogate), "rl/value_loss": float(value_loss), "rl/entropy": float(scored.entropy.mean()),
+            "rl/kl": float((ratio - 1 - log_ratio).mean()),
+            "rl/clip_fraction": float(((ratio - 1).abs() > config.clip).float().mean()),
+        }
+    return loss, metrics
+
+
+def total_loss(policy: VLAPolicy, rl: RlBatch | None, sft: SftBatch | None, beta: float, config: PpoConfig, *,
+               rl_share: float = 1.0, sft_share: float = 1.0, critic_only: bool = False) -> tuple[Tensor, dict]:
+    """L_total = L_RL + beta * L_SFT(real) (eq. 5); the shares weigh a micro-batch within its whole batch."""
+    total, metrics = torch.zeros((), device=policy.device), {}
+    if rl is not None:
+        loss, metrics = rl_loss(policy, rl, config, critic_only=critic_only)
+        total = total + rl_share * loss
+    if sft is not None and beta > 0 and not critic_only:
+        supervised = sft_loss(policy, sft).loss
+        total = total + beta * sft_share * supervised
+        metrics["sft/loss"] = float(supervised.detach())
+    return total, metrics
