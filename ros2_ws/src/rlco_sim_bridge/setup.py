@@ -11,7 +11,8 @@ setup(
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),
         (f"share/{package_name}", ["package.xml"]),
-        (f"share/{package_name}/config", glob("config/*.yaml")),
+        (f"share/{package_name}/config/domains", glob("config/domains/*.yaml")),
+        (f"share/{package_name}/config/tasks", glob("config/tasks/*.yaml")),
     ],
     install_requires=["setuptools"],
     zip_safe=True,

@@ -1,0 +1,144 @@
+"""A domain: how one physical (or simulated) table looks and behaves. Data only; the twin and the stand-in are two files."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from rlco_common.resources import shipped_file
+from rlco_common.strict import from_mapping, load_yaml
+
+Vector = tuple[float, float, float]
+
+
+def _require_positive(spec, *names):
+    for name in names:
+        if not getattr(spec, name) > 0:
+            raise ValueError(f"{name} must be positive, got {getattr(spec, name)}")
+
+
+@dataclass(frozen=True)
+class ArmSpec:
+    """Joint drives of the arm, and how faithfully the arm follows commands.
+
+    gain: the arm executes this share of the commanded displacement from its start pose (a calibration error).
+    delay_s: time between a drive command and its effect, in whole physics steps.
+    """
+
+    stiffness: float
+    damping: float
+    force_limit: float
+    gain: float = 1.0
+    delay_s: float = 0.0
+
+    def __post_init__(self):
+        _require_positive(self, "stiffness", "damping", "force_limit", "gain")
+        if self.delay_s < 0:
+            raise ValueError("delay_s must not be negative")
+
+
+@dataclass(frozen=True)
+class GripperSpec:
+    """Drives of the two fingers."""
+
+    stiffness: float
+    damping: float
+    force_limit: float
+
+    def __post_init__(self):
+        _require_positive(self, "stiffness", "damping", "force_limit")
+
+
+@dataclass(frozen=True)
+class ContactSpec:
+    """Friction coefficient (static and dynamic) of table and objects, and the objects' density."""
+
+    friction: float
+    density_kg_m3: float
+
+    def __post_init__(self):
+        _require_positive(self, "friction", "density_kg_m3")
+
+
+@dataclass(frozen=True)
+class DirectionalLight:
+    direction: Vector
+    color: Vector
+    shadow: bool = False
+
+
+@dataclass(frozen=True)
+class LightSpec:
+    ambient: Vector
+    directional: tuple[DirectionalLight, ...]
+
+
+@dataclass(frozen=True)
+class TableLook:
+    color: Vector
+    texture: Literal["plain", "wood"] = "plain"
+
+
+@dataclass(frozen=True)
+class LookSpec:
+    """Base colours, linear RGB in [0, 1]."""
+
+    table: TableLook
+    background: Vector
+    robot: Vector
+    tool: Vector
+    objects: dict[str, Vector]
+
+
+@dataclass(frozen=True)
+class CameraView:
+    """Where a camera is, what it looks at (base frame), and its vertical field of view."""
+
+    eye_m: Vector
+    target_m: Vector
+    fov_rad: float
+
+    def __post_init__(self):
+        _require_positive(self, "fov_rad")
+
+    def rotation(self) -> np.ndarray:
+        """[3, 3] whose columns are the camera's forward, left and up axes in the base frame."""
+        forward = np.subtract(self.target_m, self.eye_m)
+        forward = forward / np.linalg.norm(forward)
+        left = np.cross([0.0, 0.0, 1.0], forward)
+        left = left / np.linalg.norm(left)
+        return np.stack([forward, left, np.cross(forward, left)], axis=1)
+
+    def intrinsics(self, width: int, height: int) -> np.ndarray:
+        """[3, 3] pinhole matrix in pixels; square pixels, principal point in the middle."""
+        focal = 0.5 * height / np.tan(0.5 * self.fov_rad)
+        return np.array([[focal, 0.0, 0.5 * width], [0.0, focal, 0.5 * height], [0.0, 0.0, 1.0]])
+
+    def project(self, point, width: int, height: int) -> np.ndarray:
+        """Pixel [u, v] (origin at the upper left corner of the image) of a point in the base frame."""
+        forward, left, up = self.rotation().T @ np.subtract(point, self.eye_m)
+        u, v, w = self.intrinsics(width, height) @ [-left, -up, forward]
+        return np.array([u / w, v / w])
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Everything that differs between the twin and the stand-in. Files: `config/domains/*.yaml`."""
+
+    name: str
+    arm: ArmSpec
+    gripper: GripperSpec
+    contact: ContactSpec
+    light: LightSpec
+    look: LookSpec
+    cameras: dict[str, CameraView]
+
+
+def load_domain(source: "str | Path | Domain") -> Domain:
+    """A domain by the name of a shipped file, by path, or as it is. Raises ConfigError naming file and field."""
+    if isinstance(source, Domain):
+        return source
+    path = Path(source)
+    if not path.suffix:
+        path = shipped_file("rlco_sim_bridge", "config/domains", str(source), "domain")
+    return from_mapping(Domain, load_yaml(path), str(path))

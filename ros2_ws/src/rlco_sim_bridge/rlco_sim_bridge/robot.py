@@ -1,0 +1,92 @@
+"""A Panda for ManiSkill that renders fast: the shipped collision meshes serve as visuals, too.
+
+The stock visual meshes have 135,000 triangles and take 40 of the 50 ms of a step on a CPU renderer; these have 2,000.
+"""
+
+import hashlib
+import os
+import tempfile
+import xml.etree.ElementTree as ET
+from functools import lru_cache
+from pathlib import Path
+
+from mani_skill.agents.controllers import PDEEPoseControllerConfig, PDJointPosMimicControllerConfig
+from mani_skill.agents.controllers.pd_ee_pose import PDEEPoseController
+from mani_skill.agents.robots import Panda
+
+from rlco_sim_bridge.domain import Domain
+
+TOOL_LINKS = ("panda_hand", "panda_leftfinger", "panda_rightfinger")
+CONTROL_MODE = "pd_ee_target_delta_pose"
+
+
+def lite_urdf(robot_color, tool_color) -> Path:
+    """Path of the Panda's URDF with collision meshes as visuals, written once per colouring to the user's cache."""
+    source = Path(Panda.urdf_path)
+    tree = ET.parse(source)
+    for link in tree.getroot().iter("link"):
+        for mesh in link.iter("mesh"):
+            mesh.set("filename", str(source.parent / mesh.get("filename")))
+        collision, visual = link.find("collision/geometry/mesh"), link.find("visual/geometry/mesh")
+        if visual is None or collision is None:
+            continue
+        visual.set("filename", collision.get("filename"))
+        color = tool_color if link.get("name") in TOOL_LINKS else robot_color
+        material = ET.SubElement(link.find("visual"), "material", name=f"{link.get('name')}_material")
+        ET.SubElement(material, "color", rgba=" ".join(map(str, (*color, 1.0))))
+    text = ET.tostring(tree.getroot())
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlco"
+    path = folder / f"panda_lite_{hashlib.sha256(text).hexdigest()[:12]}.urdf"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as stream:
+            stream.write(text)
+        os.replace(stream.name, path)   # several workers may write it at once
+    return path
+
+
+class RampedEEPoseController(PDEEPoseController):
+    """ManiSkill's end-effector controller with drive targets that ramp from the previous target over the control period.
+
+    The stock one ramps from the measured joint positions, so a lagging arm is jerked back at the start of each tick.
+    """
+
+    def set_action(self, action):
+        previous = self._target_qpos.clone()
+        super().set_action(action)
+        self._start_qpos = previous
+        self._step_size = (self._target_qpos - previous) / self._sim_steps
+
+
+class RampedEEPoseControllerConfig(PDEEPoseControllerConfig):
+    controller_cls = RampedEEPoseController
+
+
+@lru_cache(maxsize=16)
+def _panda_class(arm, gripper, robot_color, tool_color):
+    class PandaLite(Panda):
+        uid = "rlco_panda_lite"
+        urdf_path = str(lite_urdf(robot_color, tool_color))
+
+        @property
+        def _controller_configs(self):
+            return {CONTROL_MODE: {
+                "arm": RampedEEPoseControllerConfig(
+                    joint_names=self.arm_joint_names, pos_lower=-1.0, pos_upper=1.0, rot_lower=-1.0, rot_upper=1.0,
+                    stiffness=arm.stiffness, damping=arm.damping, force_limit=arm.force_limit,
+                    ee_link=self.ee_link_name, urdf_path=self.urdf_path, use_target=True, interpolate=True,
+                    normalize_action=False),
+                "gripper": PDJointPosMimicControllerConfig(
+                    self.gripper_joint_names, lower=0.0, upper=0.04, stiffness=gripper.stiffness,
+                    damping=gripper.damping, force_limit=gripper.force_limit,
+                    mimic={"panda_finger_joint2": {"joint": "panda_finger_joint1"}}),
+            }}
+
+    return PandaLite
+
+
+def panda_class(domain: Domain) -> type[Panda]:
+    """The ManiSkill agent class of a domain. Its action: 6-D delta of the target in metres and radians, gripper -1..1."""
+    return _panda_class(domain.arm, domain.gripper, domain.look.robot, domain.look.tool)
+
+

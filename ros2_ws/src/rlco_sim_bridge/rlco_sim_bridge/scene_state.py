@@ -1,0 +1,49 @@
+"""The privileged state of a scene: what scripted experts (and, later, critics) see and policies never do."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from rlco_common.errors import DataError
+from rlco_common.pose import Pose, pose_from_array
+
+
+@dataclass(frozen=True)
+class SceneState:
+    """One instant of a scene. Poses in the robot's base frame.
+
+    objects: name -> pose of every object in play. named: the one that the instruction means.
+    goal_m: [3] where the named object has to get to. tool: measured end-effector pose. tool_velocity_m_s: [3] its
+    linear velocity. gripper: measured opening.
+    """
+
+    stamp_ns: int
+    task: str
+    named: str
+    goal_m: np.ndarray
+    objects: dict[str, Pose]
+    tool: Pose
+    tool_velocity_m_s: np.ndarray
+    gripper: float
+
+    def to_json(self) -> str:
+        return json.dumps({
+            "stamp_ns": self.stamp_ns, "task": self.task, "named": self.named, "goal_m": list(map(float, self.goal_m)),
+            "objects": {name: pose.as_array().tolist() for name, pose in self.objects.items()},
+            "tool": self.tool.as_array().tolist(), "tool_velocity_m_s": list(map(float, self.tool_velocity_m_s)),
+            "gripper": self.gripper,
+        }, sort_keys=True)
+
+
+def scene_state_from_json(text: str, where: str = "/sim/scene") -> SceneState:
+    """Inverse of SceneState.to_json. Raises DataError on anything else."""
+    try:
+        data = json.loads(text)
+        return SceneState(
+            stamp_ns=int(data["stamp_ns"]), task=data["task"], named=data["named"], goal_m=np.array(data["goal_m"]),
+            objects={name: pose_from_array(values) for name, values in data["objects"].items()},
+            tool=pose_from_array(data["tool"]), tool_velocity_m_s=np.array(data["tool_velocity_m_s"]),
+            gripper=float(data["gripper"]),
+        )
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{where}: not a scene state: {error!r}") from error

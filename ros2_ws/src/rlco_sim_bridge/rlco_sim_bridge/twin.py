@@ -1,0 +1,224 @@
+"""One simulated table, stepped fast: numpy in, numpy out, no ROS and no gym.
+
+Same physics as the registered ManiSkill environment, but only the work that a control tick needs: one inverse
+kinematics, the physics steps, and a picture when somebody looks.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import sapien
+from rlco_common.contract import Contract
+from rlco_common.errors import ConfigError, TwinError
+from rlco_common.observation import Observation
+from rlco_common.pose import Pose
+
+from rlco_sim_bridge.arm import Arm, start_qpos
+from rlco_sim_bridge.domain import Domain, load_domain
+from rlco_sim_bridge.environment import PHYSICS_RATE_HZ, PushCubeEnv, camera_pose, from_sapien, to_sapien
+from rlco_sim_bridge.scene_state import SceneState
+from rlco_sim_bridge.tasks import push_cube
+
+ENVIRONMENTS = {push_cube.NAME: PushCubeEnv}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Where an episode stands after a command.
+
+    success, failure: the task's conditions; the one that is met first stays. steps: control ticks begun since the reset.
+    done: success, failure, or the task's max_steps are used up.
+    """
+
+    success: bool
+    failure: bool
+    steps: int
+    done: bool
+
+
+class Twin:
+    """A scene of `task` in `domain`.
+
+    render=False needs no Vulkan; observations then have no images. layout: the task's layout (name, path or object).
+    Raises TwinError when there is no renderer, ConfigError for an unknown task or domain.
+    """
+
+    def __init__(self, contract: Contract, task: str = push_cube.NAME, domain: str | Domain = "twin", *,
+                 render: bool = True, layout=push_cube.NAME):
+        if task not in ENVIRONMENTS:
+            raise ConfigError(f"no twin for task '{task}'; there is one for {', '.join(ENVIRONMENTS)}")
+        self.contract = contract
+        self.task = contract.task(task)
+        self.task_name = task
+        self.domain = load_domain(domain)
+        missing = [name for name in contract.cameras if name not in self.domain.cameras]
+        if missing:
+            raise ConfigError(f"domain '{self.domain.name}' has no camera {', '.join(missing)}, which the contract names")
+        self._tick_steps = round(PHYSICS_RATE_HZ * contract.control_period_s)
+        self._env = _make(ENVIRONMENTS[task], contract, self.domain, layout, render)
+        self.layout = self._env.layout
+        self._physics = self._env.scene.px
+        self._articulation = self._env.agent.robot._objs[0]
+        self._tool_link = self._env.agent.tcp._objs[0]
+        self._cubes = {color: cube._objs[0] for color, cube in self._env.cubes.items()}
+        self._bodies = {color: cube.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+                        for color, cube in self._cubes.items()}
+        self._arm = Arm(self._env.agent, contract.robot, self.domain.arm, 1.0 / PHYSICS_RATE_HZ)
+        self._cameras = {name: self._env._sensors[name].camera._render_cameras[0] for name in contract.cameras
+                         } if render else {}
+        self._views: dict[tuple, object] = {}
+        self._state = None
+
+    def reset(self, seed: int) -> Observation:
+        """Start episode `seed`: the same initial state and instruction in every domain."""
+        self.seed = int(seed)
+        self._state = state = self._env.sample(self.seed)
+        self._park_everything()
+        for color, pose in state.objects.items():
+            self._cubes[color].set_pose(to_sapien(pose))
+        qpos = start_qpos(self._env.agent.urdf_path, state.tool, self.contract.robot.gripper_open)
+        self._set_arm(qpos)
+        self._start = np.array([pose.position[:2] for pose in state.objects.values()])
+        self._named = np.array([color == state.named for color in state.objects])
+        self._physics_steps = 0
+        self._success = self._failure = False
+        self._target = self.tool_pose()
+        self._arm.reset(self._articulation.get_qpos(), self._target)
+        return self.observe()
+
+    @property
+    def instruction(self) -> str:
+        """The present episode's instruction."""
+        return self._require_state().instruction
+
+    @property
+    def unreached_targets(self) -> int:
+        """How many commanded targets of this episode were out of the arm's reach; the arm held still for those."""
+        return self._arm.unreached
+
+    def step(self, action) -> StepResult:
+        """One control tick with a physical action [7], clipped to the contract's limits. Renders nothing."""
+        action = self.contract.action.clip(action)
+        return self.apply_target(self.contract.compose_target(self._target, action), float(action[6]))
+
+    def apply_target(self, target: Pose, gripper: float, duration_s: float | None = None) -> StepResult:
+        """Command an absolute tool pose (base frame) and gripper opening [0, 1], and simulate `duration_s`.
+
+        The default duration is one control period. A following `step` composes its delta onto this target.
+        Raises ValueError on a non-finite command.
+        """
+        self._require_state()
+        if not (target.is_finite() and math.isfinite(gripper)):
+            raise ValueError(f"non-finite command: {target.as_array().tolist()}, gripper {gripper}")
+        steps = self._tick_steps if duration_s is None else round(duration_s * PHYSICS_RATE_HZ)
+        self._target = target
+        self._arm.command(target, gripper, steps)
+        for _ in range(steps):
+            self._arm.advance()
+            self._physics.step()
+        self._physics_steps += steps
+        return self._judge()
+
+    def observe(self) -> Observation:
+        """The present observation; stamp_ns counts from the reset."""
+        qpos = self._articulation.get_qpos().astype(np.float64)
+        return Observation(
+            images={name: self._picture(camera) for name, camera in self._cameras.items()} if self._render() else {},
+            ee_pose=self.tool_pose(), gripper=self.contract.robot.gripper_opening(qpos[7]), joint_positions=qpos[:7],
+            stamp_ns=self.time_ns)
+
+    def scene_state(self) -> SceneState:
+        """The privileged state, for experts and critics."""
+        state = self._require_state()
+        return SceneState(
+            stamp_ns=self.time_ns, task=self.task_name, named=state.named, goal_m=push_cube.goal(self.layout, state),
+            objects={color: from_sapien(self._cubes[color].get_pose()) for color in state.objects},
+            tool=self.tool_pose(), tool_velocity_m_s=np.asarray(self._tool_link.get_linear_velocity(), dtype=np.float64),
+            gripper=self.contract.robot.gripper_opening(float(self._articulation.get_qpos()[7])))
+
+    def tool_pose(self) -> Pose:
+        """Measured end-effector pose in the base frame."""
+        return from_sapien(self._tool_link.get_entity_pose())
+
+    @property
+    def target(self) -> Pose:
+        """The pose commanded last; at an episode's start the measured one."""
+        return self._target
+
+    @property
+    def time_ns(self) -> int:
+        """Simulated time since the reset, nanoseconds."""
+        return self._physics_steps * (1_000_000_000 // PHYSICS_RATE_HZ)
+
+    def picture(self, width: int = 640, height: int = 480, shader: str = "default", camera: str | None = None):
+        """uint8 [height, width, 3] RGB for people, from a contract camera's place. Raises TwinError without a renderer."""
+        if not self._cameras:
+            raise TwinError("this twin was made with render=False; make one with render=True to take pictures")
+        name = camera or next(iter(self._cameras))
+        key = (name, width, height, shader)
+        if key not in self._views:
+            self._views[key] = _add_camera(self._env, self.domain.cameras[name], width, height, shader)
+        self._render()
+        return self._picture(self._views[key])
+
+    def close(self) -> None:
+        """Free the scene."""
+        self._cameras, self._views = {}, {}
+        self._env.close()
+
+    def _judge(self) -> StepResult:
+        if not (self._success or self._failure):
+            now = np.array([self._cubes[color].get_pose().p[:2] for color in self._state.objects], dtype=np.float64)
+            success, failure = push_cube.judge(self.layout, self._start, now, self._named)
+            self._success, self._failure = bool(success), bool(failure)
+        steps = -(-self._physics_steps // self._tick_steps)
+        return StepResult(self._success, self._failure, steps,
+                          self._success or self._failure or steps >= self.task.max_steps)
+
+    def _park_everything(self):
+        """Break every contact, so that nothing of the previous episode is left in the solver's caches."""
+        for index, color in enumerate(self._cubes):
+            self._cubes[color].set_pose(to_sapien(self._env.parked(index)))
+            self._bodies[color].set_linear_velocity([0.0, 0.0, 0.0])
+            self._bodies[color].set_angular_velocity([0.0, 0.0, 0.0])
+
+    def _set_arm(self, qpos):
+        self._articulation.set_qpos(qpos)
+        self._articulation.set_qvel(np.zeros(len(qpos)))
+
+    def _render(self) -> bool:
+        if self._cameras:
+            self._env.scene.sub_scenes[0].update_render()
+        return bool(self._cameras)
+
+    def _picture(self, camera) -> np.ndarray:
+        camera.take_picture()
+        color = camera.get_picture("Color")[..., :3]
+        return color.copy() if color.dtype == np.uint8 else (np.clip(color, 0.0, 1.0) * 255).astype(np.uint8)
+
+    def _require_state(self):
+        if self._state is None:
+            raise TwinError("the twin has no episode yet; call reset(seed) first")
+        return self._state
+
+
+def _make(cls, contract, domain, layout, render):
+    try:
+        return cls(num_envs=1, obs_mode="none", reward_mode="none", contract=contract, domain=domain, layout=layout,
+                   sim_backend="physx_cpu", render_backend="cpu" if render else "none")
+    except RuntimeError as error:
+        if "device" in str(error).lower() or "vulkan" in str(error).lower():
+            raise TwinError(f"no Vulkan renderer: {error}. On a machine without a GPU install mesa-vulkan-drivers 24.3 or "
+                            "newer; `rlco doctor` says what is missing") from error
+        raise
+
+
+def _add_camera(env, view, width, height, shader):
+    from mani_skill.render import PREBUILT_SHADER_CONFIGS, set_shader_pack
+
+    set_shader_pack(PREBUILT_SHADER_CONFIGS[shader])
+    camera = env.scene.sub_scenes[0].add_camera(
+        name=f"view_{width}x{height}_{shader}", width=width, height=height, fovy=view.fov_rad, near=0.02, far=10.0)
+    camera.entity.set_pose(camera_pose(view))
+    return camera
