@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from rlco_common.contract import Contract
 from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
-from rlco_sim_bridge.pool import TwinPool
 from rlco_trainer.batches import rows
+
+if TYPE_CHECKING:
+    from rlco_sim_bridge.pool import TwinPool
 
 
 @dataclass
@@ -31,8 +34,10 @@ class Episode:
 
 
 @contextmanager
-def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int) -> Iterator[TwinPool]:
+def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int) -> Iterator["TwinPool"]:
     """A pool whose images come at the policy's size."""
+    from rlco_sim_bridge.pool import TwinPool
+
     pool = TwinPool(contract, task, domain, scenes=scenes, workers=workers, image_size=policy.spec.image_size)
     try:
         yield pool
@@ -40,7 +45,7 @@ def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, 
         pool.close()
 
 
-def run_episodes(policy: VLAPolicy, pool: TwinPool, seeds: list[int], *, generator: torch.Generator | None = None,
+def run_episodes(policy: VLAPolicy, pool: "TwinPool", seeds: list[int], *, generator: torch.Generator | None = None,
                  on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
     """Run every seed's episode to its end and return them in the order of `seeds`.
 
