@@ -18,11 +18,12 @@ class EncoderConfig:
     cameras: tuple[str, ...] = ()
     image_size: int = 64
     channels: tuple[int, int] = (32, 64)
-    keypoints: int = 16
+    keypoints: int = 8
     width: int = 128
     heads: int = 4
-    layers: int = 1
+    layers: int = 0
     vocabulary: int = 2048
+    word_width: int = 64
     max_words: int = 16
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
 
@@ -76,7 +77,8 @@ class CompactTokenConfig:
     """Autoregressive tokens, one of `bins` per action dimension.
 
     temperature: of sampling in RL; it is part of the log-probability. label_std_bins: standard deviation of the soft
-    labels over neighbouring bins in the supervised loss, 0 = hard labels.
+    labels over neighbouring bins in the supervised loss, 0 = hard labels. token_dropout: largest share of the previous
+    tokens that the supervised loss hides from the decoder.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -86,7 +88,10 @@ class CompactTokenConfig:
     bins: int = 256
     temperature: float = 1.0
     label_std_bins: float = 2.0
+    token_dropout: float = 1.0
 
     def __post_init__(self):
         if self.bins < 2 or self.temperature <= 0 or self.label_std_bins < 0 or self.layers < 1:
             raise ValueError("bins >= 2, temperature > 0, label_std_bins >= 0 and layers >= 1 are needed")
+        if not 0 <= self.token_dropout <= 1:
+            raise ValueError(f"token_dropout {self.token_dropout} must lie in [0, 1]")

@@ -8,7 +8,7 @@ from rlco_policy.compact.base import CompactPolicy
 from rlco_policy.compact.config import CompactTokenConfig
 from rlco_policy.compact.encoder import Prefix
 from rlco_policy.compact.layers import Block, value_head
-from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, require_generator
+from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, require_generator, uniform
 from rlco_policy.statistics import Statistics
 
 
@@ -35,13 +35,18 @@ class CompactToken(CompactPolicy):
         return self.normalizer.denormalise(centres.unflatten(1, (self.spec.chunk, self.spec.action_dim)))
 
     def sft_draws(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Nothing: the cross-entropy draws no random number."""
-        return {}
+        """shown [B, chunk * A]: which previous tokens teacher forcing shows; the hidden share is drawn per sample.
+
+        Without it the decoder learns to copy the previous action long before it looks at the picture.
+        """
+        hidden_share = self.config.token_dropout * uniform((batch, 1), generator, self.device)
+        length = self.spec.chunk * self.spec.action_dim
+        return {"shown": uniform((batch, length), generator, self.device) >= hidden_share}
 
     def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of the action tokens; soft labels over neighbouring bins carry the order of the bins."""
         tokens = self.tokens_of(actions)
-        logits, _ = self.decoder(self.encode(inputs), tokens)
+        logits, _ = self.decoder(self.encode(inputs), tokens, draws["shown"])
         log_probabilities = logits.log_softmax(-1)
         if self.config.label_std_bins > 0:
             error = -(self._soft_labels(tokens) * log_probabilities).sum(-1)
@@ -113,10 +118,13 @@ class TokenDecoder(nn.Module):
             self.embedding.weight[:bins] = smooth
             self.head.weight.copy_(smooth / width**0.5)
 
-    def forward(self, prefix: Prefix, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, prefix: Prefix, tokens: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher forcing: tokens [B, T] -> logits [B, T, bins] and the hidden state [B, width] of the first token."""
         start = torch.full_like(tokens[:, :1], self.embedding.num_embeddings - 1)
-        x = self.embedding(torch.cat([start, tokens[:, :-1]], 1)) + self.position + prefix.pooled.unsqueeze(1)
+        previous = self.embedding(torch.cat([start, tokens[:, :-1]], 1))
+        if shown is not None:
+            previous = previous * shown.unsqueeze(-1)
+        x = previous + self.position + prefix.pooled.unsqueeze(1)
         memories = [block.memory(prefix.tokens) for block in self.blocks]
         seen = x.new_ones(self.length, prefix.tokens.shape[1] + self.length, dtype=torch.bool)
         mask = seen.tril(prefix.tokens.shape[1])
