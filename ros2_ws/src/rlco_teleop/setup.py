@@ -19,5 +19,9 @@ setup(
     maintainer_email="maintainers@rlco.org",
     description="The robot side: operator devices, the command gate, and the episode recorder.",
     license="Apache-2.0",
-    entry_points={"console_scripts": []},
+    entry_points={"console_scripts": [
+        "gate_node = rlco_teleop.nodes.gate_node:main",
+        "teleop_node = rlco_teleop.nodes.teleop_node:main",
+        "recorder_node = rlco_teleop.nodes.recorder_node:main",
+    ]},
 )

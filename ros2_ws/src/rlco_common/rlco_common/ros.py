@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import rclpy
-from builtin_interfaces.msg import Time
+from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
@@ -19,9 +19,10 @@ from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from rlco_common.contract import CameraSpec, Contract, contract_directory, load_contract
-from rlco_common.errors import RlcoError
+from rlco_common.errors import DataError, RlcoError
 from rlco_common.observation import decode_camera_image
 from rlco_common.pose import Pose
 
@@ -173,6 +174,30 @@ def joint_state_to_msg(contract: Contract, arm: np.ndarray, gripper: float, stam
     message.name = [*contract.robot.arm_joints, contract.robot.gripper_joint]
     message.position = [*map(float, arm), contract.robot.gripper_joint_position(gripper)]
     return message
+
+
+def chunk_to_msg(contract: Contract, actions: np.ndarray, stamp_ns: int) -> JointTrajectory:
+    """Action chunk [n, 7] in physical units; action i is for the control tick that starts at stamp + i periods."""
+    message = JointTrajectory(joint_names=list(contract.action.names))
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    for index, action in enumerate(actions):
+        start = stamp_from_ns(index * contract.control_period_ns)
+        message.points.append(JointTrajectoryPoint(
+            positions=[float(value) for value in action],
+            time_from_start=Duration(sec=start.sec, nanosec=start.nanosec)))
+    return message
+
+
+def chunk_from_msg(contract: Contract, message: JointTrajectory) -> np.ndarray:
+    """Actions [n, 7] of a chunk message. Raises DataError when names, shape or times are not the contract's."""
+    if tuple(message.joint_names) != contract.action.names:
+        raise DataError(f"action chunk names {list(message.joint_names)}, the contract {list(contract.action.names)}")
+    for index, point in enumerate(message.points):
+        if len(point.positions) != contract.action.dim:
+            raise DataError(f"action {index} of the chunk has {len(point.positions)} values, not {contract.action.dim}")
+        if stamp_to_ns(point.time_from_start) != index * contract.control_period_ns:
+            raise DataError(f"action {index} of the chunk does not start {index} control periods after the first")
+    return np.array([point.positions for point in message.points], dtype=np.float64)
 
 
 def diagnostics(node: Node, name: str, level: bytes, message: str, values: dict) -> DiagnosticArray:

@@ -1,0 +1,21 @@
+"""Names of the graph's own topics and services; those of arm and cameras are in the contract."""
+
+TELEOP_TWIST = "/teleop/twist"
+TELEOP_GRIPPER = "/teleop/gripper"
+TELEOP_DEADMAN = "/teleop/deadman"
+ACTION_CHUNK = "/policy/action_chunk"
+GATE_STATUS = "/gate/status"
+DIAGNOSTICS = "/diagnostics"
+SCENE = "/sim/scene"          # privileged state, for the scripted operator alone
+
+GATE_STOP = "/gate/stop"
+GATE_REARM = "/gate/rearm"
+GATE_ENABLE_POLICY = "/gate/enable_policy"
+RECORDER_START = "/recorder/start"
+RECORDER_SUCCESS = "/recorder/success"
+RECORDER_FAIL = "/recorder/fail"
+RECORDER_DISCARD = "/recorder/discard"
+OPERATOR_START = "/operator/start"
+OPERATOR_STOP = "/operator/stop"
+SIM_RESET = "/sim/reset"
+SIM_SUCCESS = "/sim/success"
