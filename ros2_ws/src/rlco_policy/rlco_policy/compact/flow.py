@@ -6,8 +6,10 @@ deployed. Sampling and evaluation use the same time grid k / K.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlco_common.contract import Contract
@@ -60,7 +62,7 @@ class CompactFlow(CompactPolicy):
         target = self.normalizer.normalise(actions).repeat_interleave(count, 0)
         noise, time = draws["noise"].flatten(0, 1), draws["time"].flatten()
         mixed = torch.lerp(noise, target, time[:, None, None])
-        velocity, _ = self.expert(mixed, time, self._repeat(self.expert.read(self.encode(inputs)), count))
+        velocity, _ = self.expert(mixed, time, self.expert.read(self.encode(inputs)).repeat(count))
         errors = (velocity - (target - noise)).square().unflatten(0, (-1, count)).mean(1)
         return errors, {"flow_mse": float(errors.detach().mean())}
 
@@ -102,7 +104,7 @@ class CompactFlow(CompactPolicy):
         batch = len(chain)
         prefix = self.encode(inputs)
         time = torch.arange(steps, device=self.device).repeat(batch) / steps
-        mean, std = self._transition(chain[:, :-1].flatten(0, 1), time, self._repeat(self.expert.read(prefix), steps))
+        mean, std = self._transition(chain[:, :-1].flatten(0, 1), time, self.expert.read(prefix).repeat(steps))
         mean, std = mean.unflatten(0, (batch, steps)), std.unflatten(0, (batch, steps))
         start = chain[:, :1]
         entries = torch.cat([_log_normal(start, torch.zeros_like(start), torch.ones_like(start)),
@@ -115,7 +117,7 @@ class CompactFlow(CompactPolicy):
     def value(self, inputs: ModelInputs) -> Tensor:
         return self._value(self.encode(inputs))
 
-    def _transition(self, x: Tensor, time: Tensor, memory) -> tuple[Tensor, Tensor]:
+    def _transition(self, x: Tensor, time: Tensor, memory: "ExpertMemory") -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A]."""
         velocity, features = self.expert(x, time, memory)
         log_min, log_max = math.log(self.config.noise_std[0]), math.log(self._std_max)
@@ -134,12 +136,6 @@ class CompactFlow(CompactPolicy):
     def _grid_time(self, k: int, batch: int) -> Tensor:
         return torch.full((batch,), k / self.config.denoise_steps, device=self.device)
 
-    @staticmethod
-    def _repeat(memory, times: int):
-        keys_values, pooled = memory
-        repeated = [tuple(part.repeat_interleave(times, 0) for part in pair) for pair in keys_values]
-        return repeated, pooled.repeat_interleave(times, 0)
-
 
 class ActionExpert(nn.Module):
     """adaRMS transformer over the action steps; it reads the prefix, the prefix never sees it."""
@@ -148,24 +144,42 @@ class ActionExpert(nn.Module):
         super().__init__()
         self.time = TimeEmbedding(width)
         self.project_in = nn.Linear(action_dim, width)
-        self.position = nn.Parameter(0.02 * torch.randn(horizon, width))
+        self.horizon = horizon
+        self.plan = nn.Linear(width, horizon * width)
         self.blocks = nn.ModuleList(Block(width, heads, memory=True, condition_width=width) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.project_out = nn.Linear(width, action_dim)
 
-    def read(self, prefix: Prefix) -> tuple[list[KeyValue], Tensor]:
+    def read(self, prefix: Prefix) -> "ExpertMemory":
         """What the expert needs of the prefix; computed once per observation."""
-        return [block.memory(prefix.tokens) for block in self.blocks], prefix.pooled
+        plan = self.plan(F.silu(prefix.pooled)).unflatten(-1, (self.horizon, -1))
+        return ExpertMemory([block.memory(prefix.tokens) for block in self.blocks], prefix.pooled, plan)
 
-    def forward(self, x: Tensor, time: Tensor, memory: tuple[list[KeyValue], Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, time: Tensor, memory: "ExpertMemory") -> tuple[Tensor, Tensor]:
         """x [B, horizon, A] at time [B] -> velocity [B, horizon, A] and features [B, horizon, width]."""
-        keys_values, pooled = memory
-        condition = nn.functional.silu(self.time(time) + pooled)
-        tokens = self.project_in(x) + self.position
-        for block, pair in zip(self.blocks, keys_values, strict=True):
+        condition = F.silu(self.time(time) + memory.pooled)
+        tokens = self.project_in(x) + memory.plan
+        for block, pair in zip(self.blocks, memory.keys_values, strict=True):
             tokens = block(tokens, pair, condition=condition)
         features = self.norm(tokens)
         return self.project_out(features), features
+
+
+@dataclass
+class ExpertMemory:
+    """The prefix as the expert sees it."""
+
+    keys_values: list[KeyValue]
+    pooled: Tensor          # [B, width]
+    plan: Tensor            # [B, horizon, width], one linear map of the summary per action step
+
+    def repeat(self, times: int) -> "ExpertMemory":
+        """Each sample `times` times in a row, for several denoising times of one observation in a single pass."""
+        def interleave(tensor):
+            return tensor.repeat_interleave(times, 0)
+
+        pairs = [(interleave(keys), interleave(values)) for keys, values in self.keys_values]
+        return ExpertMemory(pairs, interleave(self.pooled), interleave(self.plan))
 
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

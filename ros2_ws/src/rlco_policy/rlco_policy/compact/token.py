@@ -1,13 +1,16 @@
 """`compact_token`: autoregressive action tokens, one of `bins` per action dimension (as OpenVLA), chunk * 7 a chunk."""
 
+from dataclasses import dataclass
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rlco_common.contract import Contract
 from rlco_policy.compact.base import CompactPolicy
 from rlco_policy.compact.config import CompactTokenConfig
 from rlco_policy.compact.encoder import Prefix
-from rlco_policy.compact.layers import Block, value_head
+from rlco_policy.compact.layers import Block, KeyValue, value_head
 from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, require_generator, uniform
 from rlco_policy.statistics import Statistics
 
@@ -85,7 +88,7 @@ class CompactToken(CompactPolicy):
 
     @torch.no_grad()
     def value(self, inputs: ModelInputs) -> Tensor:
-        return self._value(self.decoder.first_hidden(self.encode(inputs)))
+        return self._value(self.decoder.next_hidden(self.decoder.begin(self.encode(inputs)), None))
 
     def _value(self, first: Tensor) -> Tensor:
         return self.value_head(first.detach() if self.config.value.detach else first).squeeze(-1)
@@ -100,17 +103,18 @@ class CompactToken(CompactPolicy):
 
 
 class TokenDecoder(nn.Module):
-    """Causal transformer over the action tokens; every token reads the whole prefix.
+    """Causal adaRMS transformer over the action tokens; every token reads the whole prefix.
 
-    Input i is the token i - 1 (at i = 0 a start symbol) plus the pooled prefix; its output predicts token i.
+    Input i is the token i - 1 (at i = 0 a start symbol) plus what the prefix plans for position i; its output predicts
+    token i. The plan, one linear map per position, is what makes the decoder look at the picture early in training.
     """
 
     def __init__(self, width: int, heads: int, layers: int, bins: int, length: int):
         super().__init__()
-        self.length = length
-        self.embedding = nn.Embedding(bins + 1, width)      # the last row is the start symbol
-        self.position = nn.Parameter(0.02 * torch.randn(length, width))
-        self.blocks = nn.ModuleList(Block(width, heads, memory=True) for _ in range(layers))
+        self.length, self.start_symbol = length, bins
+        self.embedding = nn.Embedding(bins + 1, width)
+        self.plan = nn.Linear(width, length * width)
+        self.blocks = nn.ModuleList(Block(width, heads, memory=True, condition_width=width) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, bins)
         with torch.no_grad():       # neighbouring bins start out alike
@@ -120,44 +124,57 @@ class TokenDecoder(nn.Module):
 
     def forward(self, prefix: Prefix, tokens: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Teacher forcing: tokens [B, T] -> logits [B, T, bins] and the hidden state [B, width] of the first token."""
-        start = torch.full_like(tokens[:, :1], self.embedding.num_embeddings - 1)
+        start = torch.full_like(tokens[:, :1], self.start_symbol)
         previous = self.embedding(torch.cat([start, tokens[:, :-1]], 1))
         if shown is not None:
             previous = previous * shown.unsqueeze(-1)
-        x = previous + self.position + prefix.pooled.unsqueeze(1)
-        memories = [block.memory(prefix.tokens) for block in self.blocks]
-        seen = x.new_ones(self.length, prefix.tokens.shape[1] + self.length, dtype=torch.bool)
-        mask = seen.tril(prefix.tokens.shape[1])
-        for block, memory in zip(self.blocks, memories, strict=True):
-            x = block(x, memory, mask)
+        state = self.begin(prefix)
+        memory_length = prefix.tokens.shape[1]
+        mask = state.plan.new_ones(self.length, memory_length + self.length, dtype=torch.bool).tril(memory_length)
+        x = previous + state.plan
+        for block, memory in zip(self.blocks, state.caches, strict=True):
+            x = block(x, memory, mask, state.condition)
         hidden = self.norm(x)
         return self.head(hidden), hidden[:, 0]
-
-    def first_hidden(self, prefix: Prefix) -> Tensor:
-        return self._next(prefix, None, 0, [block.memory(prefix.tokens) for block in self.blocks])
 
     def generate(self, prefix: Prefix, temperature: float,
                  generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, T], their log-probabilities [B, T] and the first hidden state; greedy at temperature 0."""
-        caches = [block.memory(prefix.tokens) for block in self.blocks]
-        tokens, logprobs, first, token = [], [], None, None
-        for position in range(self.length):
-            hidden = self._next(prefix, token, position, caches)
-            first = hidden if first is None else first
+        state = self.begin(prefix)
+        first = hidden = self.next_hidden(state, None)
+        tokens, logprobs = [], []
+        while True:
             log_probabilities = (self.head(hidden) / (temperature or 1.0)).log_softmax(-1)
             token = _draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
             tokens.append(token)
             logprobs.append(log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1))
-        return torch.stack(tokens, 1), torch.stack(logprobs, 1), first
+            if len(tokens) == self.length:
+                return torch.stack(tokens, 1), torch.stack(logprobs, 1), first
+            hidden = self.next_hidden(state, token)
 
-    def _next(self, prefix: Prefix, token: Tensor | None, position: int, caches: list) -> Tensor:
-        """Hidden state [B, width] at `position`; extends the caches in place."""
-        if token is None:
-            token = torch.full((len(prefix.pooled),), self.embedding.num_embeddings - 1, device=prefix.pooled.device)
-        x = (self.embedding(token) + self.position[position] + prefix.pooled).unsqueeze(1)
+    def begin(self, prefix: Prefix) -> "DecoderState":
+        condition = F.silu(prefix.pooled)
+        plan = self.plan(condition).unflatten(-1, (self.length, -1))
+        return DecoderState([block.memory(prefix.tokens) for block in self.blocks], condition, plan)
+
+    def next_hidden(self, state: "DecoderState", token: Tensor | None) -> Tensor:
+        """Hidden state [B, width] after `token` [B] (None: at the start); advances `state`."""
+        previous = self.embedding.weight[self.start_symbol] if token is None else self.embedding(token)
+        x = (previous + state.plan[:, state.position]).unsqueeze(1)
         for i, block in enumerate(self.blocks):
-            x, caches[i] = block.step(x, caches[i])
+            x, state.caches[i] = block.step(x, state.caches[i], condition=state.condition)
+        state.position += 1
         return self.norm(x).squeeze(1)
+
+
+@dataclass
+class DecoderState:
+    """Decoding under way: keys and values per block of [prefix | tokens so far], and what the prefix gives them."""
+
+    caches: list[KeyValue]
+    condition: Tensor       # [B, width]
+    plan: Tensor            # [B, T, width]
+    position: int = 0
 
 
 def _draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
