@@ -6,11 +6,11 @@ from functools import lru_cache
 import numpy as np
 import sapien
 from mani_skill.agents.robots import Panda
+from sapien.wrapper.pinocchio_model import PinocchioModel
+
 from rlco_common.contract import RobotSpec
 from rlco_common.errors import TwinError
 from rlco_common.pose import Pose, compose_delta, delta_between
-from sapien.wrapper.pinocchio_model import PinocchioModel
-
 from rlco_sim_bridge.domain import ArmSpec
 
 FINGERS = 2

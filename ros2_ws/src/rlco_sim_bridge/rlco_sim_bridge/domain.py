@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
 from rlco_common.resources import shipped_file
 from rlco_common.strict import from_mapping, load_yaml
 

@@ -37,12 +37,19 @@ def lite_urdf(robot_color, tool_color) -> Path:
     text = ET.tostring(tree.getroot())
     folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlco"
     path = folder / f"panda_lite_{hashlib.sha256(text).hexdigest()[:12]}.urdf"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, delete=False) as stream:
-            stream.write(text)
-        os.replace(stream.name, path)   # several workers may write it at once
+    # the SRDF beside a URDF tells the loader which links may overlap; without it the wrist collides with itself
+    for target, content in ((path.with_suffix(".srdf"), source.with_suffix(".srdf").read_bytes()), (path, text)):
+        _write_once(target, content)
     return path
+
+
+def _write_once(path: Path, content: bytes) -> None:
+    if path.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
+        stream.write(content)
+    os.replace(stream.name, path)   # several workers may write it at once
 
 
 class RampedEEPoseController(PDEEPoseController):

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 
 import numpy as np
+
 from rlco_common.errors import DataError
 from rlco_common.pose import Pose, pose_from_array
 
@@ -47,3 +48,17 @@ def scene_state_from_json(text: str, where: str = "/sim/scene") -> SceneState:
         )
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a scene state: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Where an episode stands after a command.
+
+    success, failure: the task's conditions; the one that is met first stays. steps: control ticks begun since the reset.
+    done: success, failure, or the task's max_steps are used up.
+    """
+
+    success: bool
+    failure: bool
+    steps: int
+    done: bool

@@ -5,36 +5,21 @@ kinematics, the physics steps, and a picture when somebody looks.
 """
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import sapien
+
 from rlco_common.contract import Contract
 from rlco_common.errors import ConfigError, TwinError
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
-
 from rlco_sim_bridge.arm import Arm, start_qpos
 from rlco_sim_bridge.domain import Domain, load_domain
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ, PushCubeEnv, camera_pose, from_sapien, to_sapien
-from rlco_sim_bridge.scene_state import SceneState
+from rlco_sim_bridge.scene_state import SceneState, StepResult
 from rlco_sim_bridge.tasks import push_cube
 
 ENVIRONMENTS = {push_cube.NAME: PushCubeEnv}
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """Where an episode stands after a command.
-
-    success, failure: the task's conditions; the one that is met first stays. steps: control ticks begun since the reset.
-    done: success, failure, or the task's max_steps are used up.
-    """
-
-    success: bool
-    failure: bool
-    steps: int
-    done: bool
 
 
 class Twin:

@@ -1,7 +1,6 @@
 """Scripted experts: pure numpy, closed loop on the scene state, in the policy's own action space."""
 
 from rlco_common.errors import ConfigError
-
 from rlco_sim_bridge.experts import push_cube
 
 EXPERTS = {"push_cube": push_cube.Expert}

@@ -5,9 +5,9 @@ the same in-process and over ROS.
 """
 
 import numpy as np
+
 from rlco_common.contract import Contract
 from rlco_common.pose import Pose, delta_between
-
 from rlco_sim_bridge.scene_state import SceneState
 
 HOVER_M = 0.13             # tool height that clears the cubes, with the fingers' tips 1 cm below the tool point

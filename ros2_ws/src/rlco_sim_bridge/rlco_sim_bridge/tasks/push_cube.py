@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
 from rlco_common.contract import TaskSpec
 from rlco_common.pose import Pose, quaternion_from_rotation_vector
 from rlco_common.resources import shipped_file
