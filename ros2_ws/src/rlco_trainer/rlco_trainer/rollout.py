@@ -1,9 +1,9 @@
 """Runs a policy in many twins at once until a list of episodes is finished; serves Stage II and the evaluator."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from rlco_common.contract import Contract
 from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
+from rlco_sim_bridge.pool import NO_RESET, TwinPool
 from rlco_trainer.batches import rows
-
-if TYPE_CHECKING:
-    from rlco_sim_bridge.pool import TwinPool
+from rlco_trainer.ppo import RlBatch, chunk_logprob, generalized_advantages
 
 
 @dataclass
@@ -34,10 +33,8 @@ class Episode:
 
 
 @contextmanager
-def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int) -> Iterator["TwinPool"]:
+def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int) -> Iterator[TwinPool]:
     """A pool whose images come at the policy's size."""
-    from rlco_sim_bridge.pool import TwinPool
-
     pool = TwinPool(contract, task, domain, scenes=scenes, workers=workers, image_size=policy.spec.image_size)
     try:
         yield pool
@@ -45,44 +42,72 @@ def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, 
         pool.close()
 
 
-def run_episodes(policy: VLAPolicy, pool: "TwinPool", seeds: list[int], *, generator: torch.Generator | None = None,
+def run_episodes(policy: VLAPolicy, pool: TwinPool, seeds: list[int], *, generator: torch.Generator | None = None,
                  on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
     """Run every seed's episode to its end and return them in the order of `seeds`.
 
     generator: sample with exploration and keep what PPO needs; None: act greedily. A scene that finishes takes the next
     seed; the policy looks, and a picture is rendered, once per chunk. Reward: 1 in the chunk that succeeds, else 0.
     """
-    waiting = list(reversed(seeds))
-    scenes = min(pool.scenes, len(seeds))
-    first = [waiting.pop() for _ in range(scenes)]
-    batch = pool.reset(first + [None] * (pool.scenes - scenes))
-    running = {scene: Episode(seed, batch.instructions[scene]) for scene, seed in enumerate(first)}
+    waiting = deque(seeds)
+    running: dict[int, Episode] = {}
     finished: dict[int, Episode] = {}
+    observations = _start_waiting(pool, range(pool.scenes), waiting, running)
     while running:
         active = sorted(running)
         actions = np.zeros((pool.scenes, policy.spec.chunk, policy.spec.action_dim))
-        actions[active] = _decide(policy, batch, active, running, generator)
-        following = [waiting[-1 - i] if i < len(waiting) else None for i in range(len(active))]
-        reset_seeds: list[int | None] = [None] * pool.scenes
-        for scene, seed in zip(active, following, strict=True):
-            reset_seeds[scene] = seed
-        batch = pool.step_chunks(actions, reset_seeds=reset_seeds, active=active)
+        actions[active] = _decide(policy, observations, active, running, generator)
+        outcome = pool.step_chunks(actions)
+        observations = outcome.observations
+        free = []
         for scene in active:
             episode = running[scene]
-            episode.rewards.append(float(batch.success[scene]))
-            if batch.done[scene]:
-                _finish(episode, batch, scene)
+            episode.rewards.append(float(outcome.success[scene]))
+            if outcome.done[scene]:
+                episode.success, episode.failure = bool(outcome.success[scene]), bool(outcome.failure[scene])
+                episode.steps = int(outcome.steps[scene])
                 finished[episode.seed] = running.pop(scene)
+                free.append(scene)
                 if on_done is not None:
                     on_done(episode)
-        _start_next(running, active, waiting, reset_seeds, batch)
+        if free and waiting:
+            observations = _start_waiting(pool, free, waiting, running)
     return [finished[seed] for seed in seeds]
 
 
-def collate(episodes: list[Episode], gamma: float, lam: float):
-    """Turn sampled episodes into one RlBatch with advantages normalised over all of it (mean 0, std 1)."""
-    from rlco_trainer.ppo import RlBatch, chunk_logprob, generalized_advantages
+def _start_waiting(pool, free, waiting, running):
+    """Start waiting seeds in the free scenes; the observations of all scenes."""
+    resets = [NO_RESET] * pool.scenes
+    for scene in free:
+        if waiting:
+            resets[scene] = waiting.popleft()
+    observations = pool.reset(resets)
+    running.update((scene, Episode(seed, observations.instructions[scene]))
+                   for scene, seed in enumerate(resets) if seed != NO_RESET)
+    return observations
 
+
+@torch.no_grad()
+def _decide(policy, observations, active, running, generator) -> np.ndarray:
+    """The next action chunk [active, chunk, 7] of the running episodes; sampled ones are noted in them."""
+    inputs = policy.preprocess(ObsBatch(
+        {name: torch.from_numpy(images[active]) for name, images in observations.images.items()},
+        torch.from_numpy(observations.proprioception[active]), [observations.instructions[scene] for scene in active],
+    ))
+    if generator is None:
+        return policy.act(inputs).cpu().numpy()
+    sampled = policy.sample(inputs, generator=generator)
+    for row, scene in enumerate(active):
+        episode = running[scene]
+        episode.inputs.append(rows(inputs, row))
+        episode.traces.append(rows(sampled.trace, row))
+        episode.logprobs.append(sampled.logprob[row])
+        episode.values.append(sampled.value[row])
+    return sampled.actions.cpu().numpy()
+
+
+def collate(episodes: list[Episode], gamma: float, lam: float) -> RlBatch:
+    """Turn sampled episodes into one RlBatch with advantages normalised over all of it (mean 0, std 1)."""
     advantages, returns = [], []
     for episode in episodes:
         pair = generalized_advantages(torch.tensor(episode.rewards), torch.stack(episode.values), gamma, lam)

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from rlco_common.contract import Contract
 from rlco_common.episode import EpisodeMetadata
 from rlco_common.seeds import SIM_DEMOS
+from rlco_sim_bridge.demos import DemoGenerator
 from rlco_trainer.dataset.episode import AlignedEpisode, episode_from_steps, idle_ticks
 from rlco_trainer.dataset.writer import write_dataset
 
@@ -21,15 +22,12 @@ def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: s
 
 
 def _episodes(contract, task, domain, count, noise, workers, quiet) -> Iterator[AlignedEpisode]:
-    from rlco_sim_bridge.demos import generate_demos
-
     with tqdm(total=count, desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
-        for demo in generate_demos(contract, task, domain, count=count, first_seed=SIM_DEMOS.start, noise=noise,
-                                   workers=workers):
+        for demo in DemoGenerator(contract, task, domain, SIM_DEMOS, count, noise=noise, workers=workers):
             metadata = EpisodeMetadata(
                 episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
                 operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True,
             )
-            episode = episode_from_steps(contract, demo.observations, demo.actions, metadata)
+            episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
             bar.update()
             yield episode.select(~idle_ticks(episode.actions))
