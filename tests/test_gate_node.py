@@ -248,7 +248,8 @@ def test_stop_freezes_at_once_latches_and_needs_a_deliberate_rearm(cell):
              zip(cell.targets.messages, cell.targets.arrivals_ns, strict=True) if arrival > answered_ns]
     assert len(after) > 3 and len(set(after)) == 1
     last_motion_ms = (cell.moving_arrivals_ns()[-1] - called_ns) / 1e6
-    print(f"\nstop: answer {(answered_ns - called_ns) / 1e6:.1f} ms, last motion {last_motion_ms:.1f} ms after the call")
+    answer_ms = (answered_ns - called_ns) / 1e6
+    print(f"\nstop: answer {answer_ms:.1f} ms, last motion {last_motion_ms:.1f} ms after the call")
     assert last_motion_ms < 100
     cell.event.publish(String(data=EpisodeEvent(kind="reset").to_json()))
     ok, reason = cell.client.trigger(topics.GATE_REARM)

@@ -27,3 +27,7 @@ class TrainingError(RlcoError):
 
 class ProcessError(RlcoError):
     """A process of a session died or cannot be started."""
+
+
+class RecordingError(RlcoError):
+    """A recording cannot start, or a part of it could not be written."""

@@ -172,13 +172,14 @@ class RosClient:
     def wait_active(self, node_name: str, timeout_s: float = 20.0) -> None:
         """Wait until a lifecycle node is active."""
         deadline = time.monotonic() + timeout_s
-        while True:
-            left = deadline - time.monotonic()
-            state = self.call(GetState, f"{node_name}/get_state", timeout_s=max(left, 0.0)).current_state
-            if state.label == "active":
-                return
-            if left < 0:
-                raise Timeout(f"waited {timeout_s:g} s for {node_name} to become active; it is {state.label}")
+        label = "not there"
+        while label != "active":
+            if time.monotonic() > deadline:
+                raise Timeout(f"waited {timeout_s:g} s for {node_name} to become active; it is {label}")
+            try:    # in short tries: a request to a node that was just killed is never answered
+                label = self.call(GetState, f"{node_name}/get_state", timeout_s=1.0).current_state.label
+            except Timeout:
+                continue
             self.spin_for(0.02)
 
     def change_state(self, node_name: str, transition: int = Transition.TRANSITION_ACTIVATE,
