@@ -1,5 +1,6 @@
 """Moves demonstration batches into a policy's inputs, and splits work into micro-batches."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +50,7 @@ def slices(total: int, parts: int) -> list[slice]:
     """`parts` contiguous slices (fewer when total is smaller) that cover range(total), sizes differing by one at most."""
     parts = min(parts, total)
     edges = [total * i // parts for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
 
 
 @torch.no_grad()

@@ -6,7 +6,6 @@ from typing import Any
 
 import yaml
 
-from rlco_common.errors import ConfigError
 from rlco_common.resources import shipped_file
 from rlco_common.strict import apply_overrides, from_mapping, load_yaml, to_mapping
 

@@ -1,0 +1,152 @@
+"""Sessions over ROS on a simulated robot: record demonstrations, deploy a policy. Real processes, real topics."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from std_msgs.msg import String
+from tqdm import tqdm
+
+from rlco_common import topics
+from rlco_common.contract import Contract
+from rlco_common.errors import RlcoError
+from rlco_common.processes import Processes
+from rlco_common.records import TrialRecord, append_records
+from rlco_common.ros import STATE_QOS
+from rlco_common.ros_client import RosClient
+from rlco_common.seeds import REAL_DEMOS
+from rlco_teleop.bags import find_episodes, read_episode_metadata
+
+START_TIMEOUT_S = 120.0     # the first scene of a process compiles its shaders
+MIN_SUCCESS_SHARE = 0.5     # an operator that fails more often than this is broken; do not go on for ever
+
+
+@dataclass
+class Session:
+    """A running graph: bridge, gate, recorder and one driver (scripted operator or policy)."""
+
+    contract: Contract
+    client: RosClient
+    task: str
+    domain: str
+    lockstep: bool
+
+    def reset(self, seed: int) -> None:
+        """Put the scene into the episode's initial state and start recording."""
+        self.client.set_parameters("/bridge", seed=seed)
+        self.client.must_trigger(topics.SIM_RESET, timeout_s=30.0)
+        deadline = time.monotonic() + 10.0
+        while True:     # the recorder refuses until the first observation of the new scene has reached it
+            success, message = self.client.trigger(topics.RECORDER_START)
+            if success:
+                return
+            if time.monotonic() > deadline:
+                raise RlcoError(f"the recorder does not start: {message}")
+            self.client.spin_for(0.05)
+
+    def run(self, start: Callable[[], None], stop: Callable[[], None]) -> dict:
+        """Let the driver act until the episode is over; {success, failure, steps} as the bridge judges it."""
+        scenes = self.client.subscribe(String, topics.SCENE, STATE_QOS)
+        max_steps = self.contract.task(self.task).max_steps
+        try:
+            start()
+            limit_s = 120.0 if self.lockstep else 10.0 + 3.0 * max_steps * self.contract.control_period_s
+            self.client.wait_until(lambda: scenes.find(lambda message: _over(message, max_steps)), limit_s,
+                                   f"the end of the episode on {topics.SCENE}")
+        finally:
+            stop()
+        return json.loads(self.client.trigger(topics.SIM_SUCCESS)[1])
+
+
+@contextmanager
+def open_session(contract: Contract, out: Path, *, task: str, domain: str, lockstep: bool, operator: str,
+                 driver: Callable[[Processes], str], contract_source: str = "panda_tabletop") -> Iterator[Session]:
+    """Start the graph, wait until every node is active, and stop it at the end.
+
+    driver: starts the node that drives the arm and returns its name. Bags go to `out`, logs to `out/logs`.
+    """
+    domain_id = int(os.environ.get("ROS_DOMAIN_ID", 1 + os.getpid() % 90))
+    common = {"contract": contract_source, "use_sim_time": lockstep}
+    with Processes(out / "logs", domain_id) as processes, RosClient("session", domain_id, processes.check) as client:
+        processes.start_node("rlco_sim_bridge.nodes.bridge_node", task=task, domain=domain, lockstep=lockstep, **common)
+        processes.start_node("rlco_teleop.nodes.gate_node", lockstep=lockstep, **common)
+        processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=str(out.absolute()), operator=operator, **common)
+        driving = driver(processes)
+        for node in ("/bridge", "/gate", "/recorder", driving):
+            client.wait_active(node, START_TIMEOUT_S)
+        yield Session(contract, client, task, domain, lockstep)
+
+
+def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "standin", count: int = 20, noise: float = 0.1,
+                    lockstep: bool = True, quiet: bool = False) -> list[Path]:
+    """Record `count` successful demonstrations of the scripted operator; failed ones are discarded.
+
+    Episodes that `out` already holds count, so a stopped recording goes on. Returns the bags.
+    """
+    recorded = {read_episode_metadata(bag).seed: bag for bag in find_episodes(out)} if out.exists() else {}
+    seeds = (seed for seed in REAL_DEMOS if seed not in recorded)
+    if len(recorded) >= count:
+        return find_episodes(out)
+
+    def driver(processes: Processes) -> str:
+        processes.start_node("rlco_teleop.nodes.teleop_node", device="scripted", noise=noise, lockstep=lockstep,
+                             use_sim_time=lockstep)
+        return "/teleop"
+
+    with (open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator="scripted", driver=driver) as session,
+          tqdm(total=count, initial=len(recorded), desc=f"record {task} on {domain}", disable=quiet, dynamic_ncols=True) as bar):
+        client, tried = session.client, 0
+        while len(recorded) < count:
+            seed = next(seeds)
+            session.reset(seed)
+            outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START),
+                                  lambda: client.trigger(topics.OPERATOR_STOP))
+            tried += 1
+            if outcome["success"]:
+                recorded[seed] = Path(client.must_trigger(topics.RECORDER_SUCCESS))
+                bar.update()
+            else:
+                client.must_trigger(topics.RECORDER_DISCARD)
+                if tried >= 10 and len(recorded) < MIN_SUCCESS_SHARE * tried:
+                    raise RlcoError(f"the scripted operator succeeded in {len(recorded)} of {tried} episodes; lower --noise")
+    return find_episodes(out)
+
+
+def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: str, domain: str = "standin",
+                    seeds: Iterable[int] = (), name: str = "rl_co", lockstep: bool = False, quiet: bool = False) -> list[TrialRecord]:
+    """Run a checkpoint over ROS through the gate, one recorded bag and one trial record per seed."""
+    seeds, trials = list(seeds), []
+
+    def driver(processes: Processes) -> str:
+        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=str(Path(checkpoint).absolute()), lockstep=lockstep,
+                             use_sim_time=lockstep)
+        return "/policy"
+
+    with open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator=name, driver=driver) as session:
+        client = session.client
+        for seed in tqdm(seeds, desc=f"deploy {name} on {domain}", disable=quiet, dynamic_ncols=True):
+            session.reset(seed)
+            outcome = session.run(lambda: _must(client.set_bool(topics.GATE_ENABLE_POLICY, True)),
+                                  lambda: client.set_bool(topics.GATE_ENABLE_POLICY, False))
+            bag = Path(client.must_trigger(topics.RECORDER_SUCCESS if outcome["success"] else topics.RECORDER_FAIL))
+            trials.append(TrialRecord(
+                policy=name, task=task, domain=domain, seed=seed, instruction=read_episode_metadata(bag).instruction,
+                success=outcome["success"], failure=outcome["failure"], steps=outcome["steps"], checkpoint=str(checkpoint),
+                contract_hash=contract.hash, over_ros=True,
+            ))
+            append_records(out / "trials.jsonl", trials[-1:])
+    return trials
+
+
+def _over(message: String, max_steps: int) -> bool:
+    state = json.loads(message.data)
+    return state["success"] or state["failure"] or state["steps"] >= max_steps
+
+
+def _must(answer: tuple[bool, str]) -> None:
+    if not answer[0]:
+        raise RlcoError(f"{topics.GATE_ENABLE_POLICY} refused: {answer[1]}")
