@@ -1,4 +1,4 @@
-"""The promises of the gate's pure core: limits, staleness, latches, arbitration, parity with the twin."""
+"""What the gate promises, tested on its pure core: limits, staleness, latches, arbitration, parity with the twin."""
 
 import itertools
 

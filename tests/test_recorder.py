@@ -36,6 +36,7 @@ from rlco_common.ros import (
 from rlco_common.ros_client import RosClient
 from rlco_teleop.bags import Bag, find_episodes, read_episode_metadata, typestore
 from rlco_teleop.episode_writer import EpisodeWriter, Stream, repair_all
+from rlco_teleop.intake import Intake
 from rlco_teleop.recording import Recorded, Recording, require_free_space
 
 CONTRACT = load_contract()
@@ -192,6 +193,7 @@ import sys, time
 from pathlib import Path
 from rlco_common.episode import metadata_from_json
 from rlco_teleop.episode_writer import Stream
+from rlco_teleop.intake import Intake
 from rlco_teleop.recording import Recorded, Recording
 root, about, payload = Path(sys.argv[1]), metadata_from_json(sys.argv[2], ""), bytes.fromhex(sys.argv[3])
 recording = Recording(root, about, [Stream("/a", "geometry_msgs/msg/PoseStamped")])
@@ -224,6 +226,22 @@ def test_kill_9_loses_at_most_the_last_second(tmp_path):
             assert max(np.diff(stamps)) < 0.5e9, "a gap inside what was saved"
     print(f"\nkill -9 lost the last {', '.join(f'{loss:.2f}' for loss in losses)} s")
     assert max(losses) < 1.0
+
+
+# -- dates
+
+def test_a_gripper_command_gets_the_time_of_the_pose_it_was_sent_with():
+    intake = Intake({"/grip": "std_msgs/msg/Float64MultiArray", "/target": POSE_TYPE, "/b": "std_msgs/msg/Bool"},
+                    {"/grip", "/target"}, "/grip", "/target")
+    assert intake.take("/grip", b"first", None) == [] and intake.take("/grip", b"second", None) == []
+    first, pose = intake.take("/target", pose_bytes(7), None)   # both grippers overtook both poses
+    assert (first.data, first.publish_ns, first.log_ns, pose.publish_ns) == (b"first", 7, 7, 7)
+    second, _ = intake.take("/target", pose_bytes(9), None)
+    assert (second.data, second.publish_ns) == (b"second", 9)
+    assert [record.topic for record in intake.take("/target", pose_bytes(11), None)] == ["/target"]
+    [flag] = intake.take("/b", b"\x00\x01\x00\x00\x01", None)
+    assert flag.log_ns == 11, "in simulated time an unstamped message bears the newest stamp"
+    assert [record.topic for record in intake.preroll(None)] == ["/b"]
 
 
 # -- the node

@@ -1,6 +1,7 @@
 """The recorder node: one MCAP bag per episode, from serialised messages. A thin shell around rlco_teleop.recording."""
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
@@ -28,9 +29,9 @@ from rlco_common.ros import (
     diagnostics,
     run_node,
 )
-from rlco_teleop.bags import header_stamp_ns
 from rlco_teleop.episode_writer import Stream, repair_all
-from rlco_teleop.recording import Recorded, Recording, require_free_space
+from rlco_teleop.intake import Intake
+from rlco_teleop.recording import Recording, require_free_space
 
 DIAGNOSTICS_PERIOD_S = 1.0
 RECEIVE_QOS = STATE_QOS         # deep on our side, also where the publisher keeps only its newest command
@@ -54,13 +55,16 @@ class RecorderNode(RlcoLifecycleNode):
                                    read_only=True)
         self._recording: Recording | None = None
         self._reset_event: EpisodeEvent | None = None
-        self._newest: dict[str, tuple[int, bytes]] = {}     # state topics: (receive time, serialised message)
         self._endpoints = []
         self._receivers = {}
         self._kinds = self._topic_kinds()
-        for name, callback in (("start", self._on_start), ("success", self._on_success), ("fail", self._on_fail),
-                               ("discard", self._on_discard)):
-            self.create_service(Trigger, f"~/{name}", callback)
+        self._intake = Intake(
+            {topic: self._msgtype(topic) for topic in self._kinds},
+            {topic for topic, (_, qos) in self._kinds.items() if qos is COMMAND_QOS},
+            self._contract.topics.gripper_command, self._contract.topics.target_pose)
+        for name, step in (("start", self._start), ("success", lambda: self._finish(True)),
+                           ("fail", lambda: self._finish(False)), ("discard", self._discard)):
+            self.create_service(Trigger, f"~/{name}", partial(self._serve, step))
         self._events = self.create_publisher(String, EVENT_TOPIC, EVENT_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
 
@@ -73,8 +77,8 @@ class RecorderNode(RlcoLifecycleNode):
             **{camera.info_topic: (CameraInfo, CAMERA_QOS) for camera in cameras},
             names.joint_states: (JointState, STATE_QOS),
             names.ee_pose: (PoseStamped, STATE_QOS),
+            names.gripper_command: (Float64MultiArray, COMMAND_QOS),    # before the pose, as the gate sends them
             names.target_pose: (PoseStamped, COMMAND_QOS),
-            names.gripper_command: (Float64MultiArray, COMMAND_QOS),
             topics.TELEOP_TWIST: (TwistStamped, COMMAND_QOS),
             topics.TELEOP_DEADMAN: (Bool, COMMAND_QOS),
             topics.ACTION_CHUNK: (JointTrajectory, COMMAND_QOS),
@@ -95,7 +99,7 @@ class RecorderNode(RlcoLifecycleNode):
         for topic, (message_type, _) in self._kinds.items():
             qos = EVENT_QOS if topic == EVENT_TOPIC else RECEIVE_QOS
             subscription = self.create_subscription(
-                message_type, topic, lambda data, topic=topic: self._on_message(topic, data), qos, raw=True)
+                message_type, topic, partial(self._on_message, topic), qos, raw=True)
             self._receivers[topic] = subscription
             self._endpoints.append((self.destroy_subscription, subscription))
         timer = self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics,
@@ -108,7 +112,7 @@ class RecorderNode(RlcoLifecycleNode):
             destroy(endpoint)
         self._endpoints.clear()
         self._receivers.clear()
-        self._newest.clear()
+        self._intake.forget()
         self.close()
         return super().on_deactivate(state)
 
@@ -132,15 +136,17 @@ class RecorderNode(RlcoLifecycleNode):
     # -- messages
 
     def _on_message(self, topic: str, data: bytes) -> None:
-        now_ns = self.get_clock().now().nanoseconds
         if topic == EVENT_TOPIC:
-            self._note_event(data, now_ns)
+            self._note_event(data)
         else:   # several events may wait, of which the executor serves one a round: a reset must not come late
             self._take_all(EVENT_TOPIC)
-        if topic != EVENT_TOPIC and self._kinds[topic][1] is not COMMAND_QOS:      # a command from before the start is none of the episode's
-            self._newest[topic] = (now_ns, data)
+        records = self._intake.take(topic, data, self._now_ns(), is_state=topic != EVENT_TOPIC)
         if self._recording is not None:
-            self._recording.put(self._recorded(topic, now_ns, now_ns, data))
+            for record in records:
+                self._recording.put(record)
+
+    def _now_ns(self) -> int | None:
+        return None if self.get_parameter("use_sim_time").value else self.get_clock().now().nanoseconds
 
     def _take_what_arrived(self) -> None:
         """Handle every message that DDS has delivered by now, so that an episode's boundaries are exact.
@@ -156,19 +162,15 @@ class RecorderNode(RlcoLifecycleNode):
             while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
                 self._on_message(topic, taken[0])
 
-    def _note_event(self, data: bytes, now_ns: int) -> None:
+    def _note_event(self, data: bytes) -> None:
         try:
             event = event_from_json(deserialize_message(data, String).data)
         except RlcoError as error:
             self.get_logger().warning(str(error))
             return
-        if event.kind == "reset":       # what was seen before it belongs to another episode
+        if event.kind == "reset":
             self._reset_event = event
-            self._newest = {EVENT_TOPIC: (now_ns, data)}
-
-    def _recorded(self, topic: str, log_ns: int, received_ns: int, data: bytes) -> Recorded:
-        stamp_ns = header_stamp_ns(self._msgtype(topic), data)
-        return Recorded(topic, log_ns, stamp_ns or received_ns, data)
+            self._intake.reset(EVENT_TOPIC, data)
 
     def _msgtype(self, topic: str) -> str:
         message_type = self._kinds[topic][0]
@@ -176,19 +178,7 @@ class RecorderNode(RlcoLifecycleNode):
 
     # -- services
 
-    def _on_start(self, request, response):
-        return self._answer(response, self._start)
-
-    def _on_success(self, request, response):
-        return self._answer(response, lambda: self._finish(True))
-
-    def _on_fail(self, request, response):
-        return self._answer(response, lambda: self._finish(False))
-
-    def _on_discard(self, request, response):
-        return self._answer(response, self._discard)
-
-    def _answer(self, response, step):
+    def _serve(self, step, request, response):
         try:
             self._take_what_arrived()
             response.success, response.message = True, step()
@@ -206,15 +196,14 @@ class RecorderNode(RlcoLifecycleNode):
         require_free_space(self._root, self.get_parameter("min_free_mb").value)
         self._require_matching_publishers()
         if self.get_parameter("require_streams").value:
-            missing = [topic for topic in self._required if topic not in self._newest]
+            missing = self._intake.missing(self._required)
             if missing:
                 raise RecordingError(f"nothing received yet on {', '.join(missing)}; start its driver, or set "
                                      "require_streams to false to record without it")
         metadata = self._episode_metadata()
         self._recording = Recording(self._root, metadata, self._streams(), self._queue_size)
-        now_ns = self.get_clock().now().nanoseconds
-        for topic, (received_ns, data) in self._newest.items():
-            self._recording.put(self._recorded(topic, now_ns, received_ns, data))
+        for record in self._intake.preroll(self._now_ns()):
+            self._recording.put(record)
         self._tell("start", metadata)
         return metadata.episode
 
