@@ -17,7 +17,7 @@ from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
 from rlco_common.contract import Contract, load_contract
 from rlco_common.pose import Pose
-from rlco_sim_bridge import textures
+from rlco_sim_bridge import shaders, textures
 from rlco_sim_bridge.arm import start_qpos
 from rlco_sim_bridge.domain import CameraView, Domain, load_domain
 from rlco_sim_bridge.robot import CONTROL_MODE, panda_class
@@ -66,7 +66,7 @@ class TabletopEnv(BaseEnv):
     def _default_sensor_configs(self):
         return [
             CameraConfig(name, camera_pose(self.domain.cameras[name]), camera.width, camera.height,
-                         fov=self.domain.cameras[name].fov_rad, near=0.02, far=10.0, shader_pack="minimal")
+                         fov=self.domain.cameras[name].fov_rad, near=0.02, far=10.0, shader_config=shaders.shader_config("minimal"))
             for name, camera in self.contract.cameras.items()
         ]
 
@@ -75,6 +75,10 @@ class TabletopEnv(BaseEnv):
         view = next(iter(self.domain.cameras.values()))
         return CameraConfig("render_camera", camera_pose(view), 640, 480, fov=view.fov_rad, near=0.02, far=10.0)
 
+    def _setup_sensors(self, options):
+        shaders.activate("minimal")   # ManiSkill sets the picture format of the packs that it knows by name only
+        super()._setup_sensors(options)
+
     def _load_agent(self, options):
         super()._load_agent(options, sapien.Pose())
 
@@ -82,7 +86,7 @@ class TabletopEnv(BaseEnv):
         self.scene.set_ambient_light(list(self.domain.light.ambient))
         for light in self.domain.light.directional:
             self.scene.add_directional_light(list(light.direction), list(light.color), shadow=light.shadow,
-                                             shadow_scale=1.2, shadow_map_size=1024)
+                                             shadow_scale=1.2, shadow_map_size=512)
 
     def _load_scene(self, options):
         look = self.domain.look

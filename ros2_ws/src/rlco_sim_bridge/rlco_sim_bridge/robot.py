@@ -4,8 +4,6 @@ The stock visual meshes have 135,000 triangles and take 40 of the 50 ms of a ste
 """
 
 import hashlib
-import os
-import tempfile
 import xml.etree.ElementTree as ET
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +12,7 @@ from mani_skill.agents.controllers import PDEEPoseControllerConfig, PDJointPosMi
 from mani_skill.agents.controllers.pd_ee_pose import PDEEPoseController
 from mani_skill.agents.robots import Panda
 
+from rlco_sim_bridge.cache import cached_folder
 from rlco_sim_bridge.domain import Domain
 
 TOOL_LINKS = ("panda_hand", "panda_leftfinger", "panda_rightfinger")
@@ -35,21 +34,13 @@ def lite_urdf(robot_color, tool_color) -> Path:
         material = ET.SubElement(link.find("visual"), "material", name=f"{link.get('name')}_material")
         ET.SubElement(material, "color", rgba=" ".join(map(str, (*color, 1.0))))
     text = ET.tostring(tree.getroot())
-    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "rlco"
-    path = folder / f"panda_lite_{hashlib.sha256(text).hexdigest()[:12]}.urdf"
-    # the SRDF beside a URDF tells the loader which links may overlap; without it the wrist collides with itself
-    for target, content in ((path.with_suffix(".srdf"), source.with_suffix(".srdf").read_bytes()), (path, text)):
-        _write_once(target, content)
-    return path
 
+    def fill(folder: Path):
+        (folder / "panda.urdf").write_bytes(text)
+        # the SRDF beside it tells the loader which links may overlap; without it the wrist collides with itself
+        (folder / "panda.srdf").write_bytes(source.with_suffix(".srdf").read_bytes())
 
-def _write_once(path: Path, content: bytes) -> None:
-    if path.is_file():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-        stream.write(content)
-    os.replace(stream.name, path)   # several workers may write it at once
+    return cached_folder(f"panda_lite_{hashlib.sha256(text).hexdigest()[:12]}", fill) / "panda.urdf"
 
 
 class RampedEEPoseController(PDEEPoseController):

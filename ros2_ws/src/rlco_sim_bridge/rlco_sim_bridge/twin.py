@@ -13,6 +13,7 @@ from rlco_common.contract import Contract
 from rlco_common.errors import ConfigError, TwinError
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
+from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import Arm, start_qpos
 from rlco_sim_bridge.domain import Domain, load_domain
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ, PushCubeEnv, camera_pose, from_sapien, to_sapien
@@ -200,9 +201,7 @@ def _make(cls, contract, domain, layout, render):
 
 
 def _add_camera(env, view, width, height, shader):
-    from mani_skill.render import PREBUILT_SHADER_CONFIGS, set_shader_pack
-
-    set_shader_pack(PREBUILT_SHADER_CONFIGS[shader])
+    shaders.activate(shader)
     camera = env.scene.sub_scenes[0].add_camera(
         name=f"view_{width}x{height}_{shader}", width=width, height=height, fovy=view.fov_rad, near=0.02, far=10.0)
     camera.entity.set_pose(camera_pose(view))
