@@ -14,7 +14,7 @@ from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ConfigError, DataError
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
-from rlco_common.ros import COMMAND_QOS, EVENT_QOS, STATE_QOS, pose_from_msg, pose_to_msg, stamp_from_ns
+from rlco_common.ros import EVENT_QOS, STATE_QOS, pose_from_msg, pose_to_msg, stamp_from_ns
 from rlco_common.ros_client import RosClient
 from rlco_sim_bridge.experts import make_expert
 from rlco_sim_bridge.scene_state import SceneState, scene_state_from_json
@@ -87,9 +87,9 @@ def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_a
         scenes = client.publisher(String, topics.SCENE, STATE_QOS)
         ee_pose = client.publisher(PoseStamped, CONTRACT.topics.ee_pose, STATE_QOS)
         event = client.publisher(String, EVENT_TOPIC, EVENT_QOS)
-        targets = client.subscribe(PoseStamped, CONTRACT.topics.target_pose, COMMAND_QOS)
-        deadman = client.subscribe(Bool, topics.TELEOP_DEADMAN, COMMAND_QOS)
-        twists = client.subscribe(TwistStamped, topics.TELEOP_TWIST, COMMAND_QOS)
+        targets = client.subscribe(PoseStamped, CONTRACT.topics.target_pose, STATE_QOS)
+        deadman = client.subscribe(Bool, topics.TELEOP_DEADMAN, STATE_QOS)
+        twists = client.subscribe(TwistStamped, topics.TELEOP_TWIST, STATE_QOS)
         client.wait_active("/gate")
         client.wait_active("/operator")
         client.wait_until(lambda: scenes.get_subscription_count() and ee_pose.get_subscription_count()
