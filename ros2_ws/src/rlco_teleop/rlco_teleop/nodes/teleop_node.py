@@ -26,14 +26,14 @@ from rlco_teleop.devices.base import Device, DeviceSettings, Operation
 
 
 class TeleopNode(RlcoLifecycleNode):
-    """Lifecycle node `operator`; services ~/start and ~/stop take and release a scripted operator's dead-man.
+    """Lifecycle node `teleop`; services /operator/start and /operator/stop take and release a scripted dead-man.
 
     Real time: asks the device at rate_hz and publishes each answer. Lock step: one dead-man, gripper and twist message
     per control tick, the twist stamped with the tick.
     """
 
     def __init__(self):
-        super().__init__("operator")
+        super().__init__("teleop")
         self._contract = declare_contract(self)
         self._device_name = declare(self, "device", "scripted", "operator device", read_only=True, choices=list(DEVICES))
         self._lockstep = declare(self, "lockstep", False, "answer tick by tick instead of in real time", read_only=True)
@@ -46,8 +46,8 @@ class TeleopNode(RlcoLifecycleNode):
         self._tick_ns: int | None = None        # lock step: a tick that is not answered yet
         self._held = False
         self._endpoints = []
-        self.create_service(Trigger, "~/start", self._on_start)
-        self.create_service(Trigger, "~/stop", self._on_stop)
+        self.create_service(Trigger, topics.OPERATOR_START, self._on_start)
+        self.create_service(Trigger, topics.OPERATOR_STOP, self._on_stop)
 
     # -- lifecycle
 
@@ -128,7 +128,7 @@ class TeleopNode(RlcoLifecycleNode):
 
     def _on_start(self, request, response):
         if not self._endpoints:
-            response.success, response.message = False, "the operator node is not active"
+            response.success, response.message = False, "the teleop node is not active"
             return response
         self._device.begin(self._seed)
         response.success, response.message = True, f"operating, seed {self._seed}"
