@@ -18,7 +18,8 @@ setup(
     zip_safe=True,
     maintainer="RLCo maintainers",
     maintainer_email="maintainers@rlco.org",
-    description="Digital twins in ManiSkill, the stand-in robot, scripted experts, and the node that puts a scene on the robot's topics.",
+    description="Digital twins in ManiSkill, the stand-in robot, scripted experts, and the node that puts a scene on "
+    "the robot's topics.",
     license="Apache-2.0",
     entry_points={"console_scripts": []},
 )

@@ -106,5 +106,5 @@ class Arm:
         return compose_delta(self._start_tool, self._spec.gain * delta_between(self._start_tool, target))
 
     def _drive(self, qpos):
-        for joint, position in zip(self._joints, qpos.tolist()):
+        for joint, position in zip(self._joints, qpos.tolist(), strict=True):
             joint.set_drive_target(position)

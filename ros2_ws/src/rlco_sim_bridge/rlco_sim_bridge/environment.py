@@ -26,6 +26,7 @@ from rlco_sim_bridge.tasks import push_cube
 PHYSICS_RATE_HZ = 100
 SOLVER_ITERATIONS = 8       # of ManiSkill's 15: a quarter less time a step, and enough for a few cubes
 TABLE_MIN_M, TABLE_MAX_M = (-0.4, -0.8, -0.04), (1.0, 0.8, 0.0)
+NEAR_M, FAR_M = 0.02, 10.0    # clipping planes of the cameras
 PARKING_TOP_M = -0.6      # a shelf below the table holds the objects that are not in play
 
 
@@ -49,7 +50,7 @@ def camera_pose(view: CameraView) -> sapien.Pose:
 class TabletopEnv(BaseEnv):
     """Robot, table, lights and cameras of a domain. A task adds its objects."""
 
-    SUPPORTED_REWARD_MODES = ["sparse", "none"]
+    SUPPORTED_REWARD_MODES = ("sparse", "none")
 
     def __init__(self, *args, contract: Contract | str = "panda_tabletop", domain: Domain | str = "twin", **kwargs):
         self.contract = contract if isinstance(contract, Contract) else load_contract(contract)
@@ -66,14 +67,15 @@ class TabletopEnv(BaseEnv):
     def _default_sensor_configs(self):
         return [
             CameraConfig(name, camera_pose(self.domain.cameras[name]), camera.width, camera.height,
-                         fov=self.domain.cameras[name].fov_rad, near=0.02, far=10.0, shader_config=shaders.shader_config("minimal"))
+                         fov=self.domain.cameras[name].fov_rad, near=NEAR_M, far=FAR_M,
+                         shader_config=shaders.shader_config("minimal"))
             for name, camera in self.contract.cameras.items()
         ]
 
     @property
     def _default_human_render_camera_configs(self):
         view = next(iter(self.domain.cameras.values()))
-        return CameraConfig("render_camera", camera_pose(view), 640, 480, fov=view.fov_rad, near=0.02, far=10.0)
+        return CameraConfig("render_camera", camera_pose(view), 640, 480, fov=view.fov_rad, near=NEAR_M, far=FAR_M)
 
     def _setup_sensors(self, options):
         shaders.activate("minimal")   # ManiSkill sets the picture format of the packs that it knows by name only
@@ -154,7 +156,7 @@ class PushCubeEnv(TabletopEnv):
     def _initialize_episode(self, env_idx, options):
         with torch.device(self.device):
             states = [self.sample(int(self._episode_seed[i])) for i in env_idx.tolist()]
-            self.states.update(zip(env_idx.tolist(), states))
+            self.states.update(zip(env_idx.tolist(), states, strict=True))
             for index, (color, cube) in enumerate(self.cubes.items()):
                 poses = [to_sapien(state.objects.get(color, self.parked(index))) for state in states]
                 cube.set_pose(BatchedPose.create_from_pq(

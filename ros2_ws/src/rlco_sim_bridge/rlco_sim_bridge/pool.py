@@ -136,7 +136,7 @@ class TwinPool:
         resets = self._per_scene(resets, "reset_seeds")
         replies = self._call_all("step_chunk", [(actions[part], resets[part]) for part in self._slices])
         self._instructions = [text for part in replies for text in part]
-        outcome = self._memory.outcome.copy()
+        outcome = np.array(self._memory.outcome)
         return ChunkBatch(self._observations(), outcome[:, 0] > 0, outcome[:, 1] > 0, outcome[:, 2] > 0, outcome[:, 3],
                           outcome[:, 4])
 
@@ -204,15 +204,15 @@ class TwinPool:
         return [int(value) for value in values]
 
     def _observations(self):
-        images = {name: array.copy() for name, array in self._memory.images.items()}
-        return ObservationBatch(images, self._memory.proprioception.copy(), list(self._instructions))
+        images = {name: np.array(array) for name, array in self._memory.images.items()}
+        return ObservationBatch(images, np.array(self._memory.proprioception), list(self._instructions))
 
 
 class _Memory:
     """The arrays that workers fill: images per camera, proprioception, outcome (success, failure, done, steps, executed)."""
 
     def __init__(self, contract, scenes, image_size, render, shared):
-        allocate = _shared_array if shared else np.zeros
+        allocate = _SharedArray if shared else np.zeros
         self.images = {
             name: allocate((scenes, image_size, image_size, 3) if image_size else (scenes, *camera.shape), np.uint8)
             for name, camera in contract.cameras.items()
@@ -221,7 +221,7 @@ class _Memory:
         self.outcome = allocate((scenes, 5), np.int64)
 
 
-class _shared_array(np.ndarray):   # noqa: N801 - used like a function
+class _SharedArray(np.ndarray):
     """A numpy array in memory that a spawned process can be handed."""
 
     def __new__(cls, shape, dtype, raw=None):
@@ -291,8 +291,10 @@ class _SceneGroup:
     def _act(self, i, actions):
         if self._results[i].done:
             return 0
-        for executed, action in enumerate(actions, 1):
+        executed = 0
+        for action in actions:
             self._results[i] = self._twins[i].step(action)
+            executed += 1
             if self._results[i].done:
                 break
         return executed

@@ -16,7 +16,7 @@ from rlco_common.pose import Pose
 from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import Arm, start_qpos
 from rlco_sim_bridge.domain import Domain, load_domain
-from rlco_sim_bridge.environment import PHYSICS_RATE_HZ, PushCubeEnv, camera_pose, from_sapien, to_sapien
+from rlco_sim_bridge.environment import FAR_M, NEAR_M, PHYSICS_RATE_HZ, PushCubeEnv, camera_pose, from_sapien, to_sapien
 from rlco_sim_bridge.scene_state import SceneState, StepResult
 from rlco_sim_bridge.tasks import push_cube
 
@@ -203,6 +203,6 @@ def _make(cls, contract, domain, layout, render):
 def _add_camera(env, view, width, height, shader):
     shaders.activate(shader)
     camera = env.scene.sub_scenes[0].add_camera(
-        name=f"view_{width}x{height}_{shader}", width=width, height=height, fovy=view.fov_rad, near=0.02, far=10.0)
+        name=f"view_{width}x{height}_{shader}", width=width, height=height, fovy=view.fov_rad, near=NEAR_M, far=FAR_M)
     camera.entity.set_pose(camera_pose(view))
     return camera

@@ -86,7 +86,7 @@ def sample(layout: PushCubeLayout, task: TaskSpec, seed: int) -> PushCubeState:
 
 def goal(layout: PushCubeLayout, state: PushCubeState) -> np.ndarray:
     """[3] position at which the named cube counts as pushed."""
-    return state.objects[state.named].position + [layout.push_distance_m, 0.0, 0.0]
+    return state.objects[state.named].position + np.array([layout.push_distance_m, 0.0, 0.0])
 
 
 def judge(layout: PushCubeLayout, start, now, named):
