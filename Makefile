@@ -20,7 +20,7 @@ test: setup ## all tests
 	@$(RUN) $(PYTHON) -m pytest
 
 lint: setup ## style, import rules, package manifests
-	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check --diff . >/dev/null; $(PYTHON) scripts/check_layers.py
+	@$(PYTHON) -m ruff check . && $(PYTHON) scripts/check_layers.py
 
 clean: ## remove build products (keeps runs/ and .venv)
 	rm -rf ros2_ws/build ros2_ws/log .pytest_cache .ruff_cache
