@@ -21,5 +21,5 @@ setup(
     description="Digital twins in ManiSkill, the stand-in robot, scripted experts, and the node that puts a scene on "
     "the robot's topics.",
     license="Apache-2.0",
-    entry_points={"console_scripts": []},
+    entry_points={"console_scripts": ["bridge_node = rlco_sim_bridge.nodes.bridge_node:main"]},
 )

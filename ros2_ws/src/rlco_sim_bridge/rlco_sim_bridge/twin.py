@@ -106,11 +106,11 @@ class Twin:
         self._physics_steps += steps
         return self._judge()
 
-    def observe(self) -> Observation:
-        """The present observation; stamp_ns counts from the reset."""
+    def observe(self, images: bool = True) -> Observation:
+        """The present observation, on demand without images; stamp_ns counts from the reset."""
         qpos = self._articulation.get_qpos().astype(np.float64)
         return Observation(
-            images={name: self._picture(camera) for name, camera in self._cameras.items()} if self._render() else {},
+            images=self._pictures() if images else {},
             ee_pose=self.tool_pose(), gripper=self.contract.robot.gripper_opening(qpos[7]), joint_positions=qpos[:7],
             stamp_ns=self.time_ns)
 
@@ -145,7 +145,7 @@ class Twin:
         key = (name, width, height, shader)
         if key not in self._views:
             self._views[key] = _add_camera(self._env, self.domain.cameras[name], width, height, shader)
-        self._render()
+        self._update_render()
         return self._picture(self._views[key])
 
     def close(self) -> None:
@@ -173,10 +173,13 @@ class Twin:
         self._articulation.set_qpos(qpos)
         self._articulation.set_qvel(np.zeros(len(qpos)))
 
-    def _render(self) -> bool:
+    def _pictures(self) -> dict[str, np.ndarray]:
         if self._cameras:
-            self._env.scene.sub_scenes[0].update_render()
-        return bool(self._cameras)
+            self._update_render()
+        return {name: self._picture(camera) for name, camera in self._cameras.items()}
+
+    def _update_render(self):
+        self._env.scene.sub_scenes[0].update_render()
 
     def _picture(self, camera) -> np.ndarray:
         camera.take_picture()
