@@ -1,6 +1,7 @@
 """What the gate promises, tested on its pure core: limits, staleness, latches, arbitration, parity with the twin."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,46 +58,53 @@ class Robot:
         assert self.gate.enable_policy(True, self.now_ns) is None
 
 
-def assert_within_limits(targets, dt_s):
+def assert_within_limits(targets, dt_s, contract=CONTRACT):
     """Every limit on every step of a sequence of targets, from their differences alone."""
+    limits, action = contract.limits, contract.action
     previous = np.zeros(6)
     for before, after in itertools.pairwise(targets):
         assert after.is_finite()
-        assert (after.position >= np.array(LIMITS.workspace_min_m)).all()
-        assert (after.position <= np.array(LIMITS.workspace_max_m)).all()
+        assert (after.position >= np.array(limits.workspace_min_m)).all()
+        assert (after.position <= np.array(limits.workspace_max_m)).all()
         velocity = delta_between(before, after) / dt_s
-        assert np.linalg.norm(velocity[:3]) <= LIMITS.max_linear_speed_m_s + TOLERANCE
-        assert np.linalg.norm(velocity[3:]) <= LIMITS.max_angular_speed_rad_s + TOLERANCE
-        assert np.abs(velocity[:3]).max() <= ACTION.max_translation_m / CONTRACT.control_period_s + TOLERANCE
-        assert np.abs(velocity[3:]).max() <= ACTION.max_rotation_rad / CONTRACT.control_period_s + TOLERANCE
+        assert np.linalg.norm(velocity[:3]) <= limits.max_linear_speed_m_s + TOLERANCE
+        assert np.linalg.norm(velocity[3:]) <= limits.max_angular_speed_rad_s + TOLERANCE
+        assert np.abs(velocity[:3]).max() <= action.max_translation_m / CONTRACT.control_period_s + TOLERANCE
+        assert np.abs(velocity[3:]).max() <= action.max_rotation_rad / CONTRACT.control_period_s + TOLERANCE
         change = np.abs(velocity - previous) / dt_s
-        assert change[:3].max() <= LIMITS.max_linear_acceleration_m_s2 + 1e-5
-        assert change[3:].max() <= LIMITS.max_angular_acceleration_rad_s2 + 1e-5
+        assert change[:3].max() <= limits.max_linear_acceleration_m_s2 + 1e-5
+        assert change[3:].max() <= limits.max_angular_acceleration_rad_s2 + 1e-5
         previous = velocity
 
 
 # -- the limiter
 
+TIGHT = replace(CONTRACT, limits=replace(LIMITS, max_linear_speed_m_s=0.3, max_angular_speed_rad_s=1.7))
+
+
 @settings(deadline=None, max_examples=50)
-@given(wishes=st.lists(wild, min_size=1, max_size=25), rate_hz=st.sampled_from([5.0, 20.0, 100.0]))
-def test_no_wish_ever_passes_a_limit(wishes, rate_hz):
+@given(wishes=st.lists(wild, min_size=1, max_size=25), rate_hz=st.sampled_from([5.0, 20.0, 100.0]),
+       contract=st.sampled_from([CONTRACT, TIGHT]))
+def test_no_wish_ever_passes_a_limit(wishes, rate_hz, contract):
     motion, targets = at_rest(START), [START]
     for wish in wishes:
-        step = limit_step(compose_delta(motion.pose, wish * 0.05), motion, motion.pose, CONTRACT, 1.0 / rate_hz)
+        step = limit_step(compose_delta(motion.pose, wish * 0.05), motion, motion.pose, contract, 1.0 / rate_hz)
         motion = step.motion
         targets.append(motion.pose)
-    assert_within_limits(targets, 1.0 / rate_hz)
+    assert_within_limits(targets, 1.0 / rate_hz, contract)
 
 
 @settings(deadline=None, max_examples=40)
-@given(direction=wild, steps=st.integers(1, 80))
-def test_braking_before_a_wall_needs_no_more_than_the_allowed_acceleration(direction, steps):
-    # 100 Hz: a step is too short to stop in, so the limiter has to look ahead.
-    motion, targets = at_rest(START), [START]
-    for _ in range(steps):
-        motion = limit_step(compose_delta(motion.pose, direction), motion, motion.pose, CONTRACT, 0.01).motion
+@given(direction=wild, contract=st.sampled_from([CONTRACT, TIGHT]))
+def test_braking_before_a_wall_needs_no_more_than_the_allowed_acceleration(direction, contract):
+    # 100 Hz: a step is too short to stop in, so the limiter has to look ahead. The corner is 8 cm away.
+    start = Pose(np.array(LIMITS.workspace_max_m) - 0.08, START.quaternion)
+    direction = np.append(np.abs(direction[:3]), direction[3:])
+    motion, targets = at_rest(start), [start]
+    for _ in range(60):
+        motion = limit_step(compose_delta(motion.pose, direction), motion, motion.pose, contract, 0.01).motion
         targets.append(motion.pose)
-    assert_within_limits(targets, 0.01)
+    assert_within_limits(targets, 0.01, contract)
 
 
 def test_the_wall_is_reached_and_not_passed():
@@ -306,6 +314,33 @@ def test_without_a_fresh_state_nothing_moves():
         command = robot.gate.step(robot.now_ns)
     assert robot.gate.state is GateState.HOLD and robot.gate.counts[Refusal.STATE_STALE]
     assert command.target.position[0] < START.position[0] + 0.1 * 0.3
+
+
+def test_half_an_action_does_not_go_on_when_the_state_comes_back():
+    robot = Robot()
+    robot.enable()
+    robot.step()
+    robot.send_chunk(np.tile([0.04, 0, 0, 0, 0, 0, 1.0], (4, 1)))
+    robot.step()
+    for _ in range(6):      # 0.3 s without a state
+        robot.now_ns += STEP_NS
+        robot.gate.step(robot.now_ns)
+    before = robot.gate.held_command.target.as_array()
+    for _ in range(6):
+        robot.step()
+    assert (robot.targets[-1].as_array() == before).all()
+
+
+def test_a_silent_dead_man_is_a_released_one():
+    robot = Robot()
+    robot.held = True
+    robot.step([0.1, 0, 0, 0, 0, 0])
+    for _ in range(20):     # twists go on, the dead-man does not
+        robot.now_ns += STEP_NS
+        robot.gate.on_state(robot.pose, robot.now_ns, robot.now_ns)
+        robot.gate.on_twist([0.1, 0, 0, 0, 0, 0], robot.now_ns, 0, robot.now_ns)
+        robot.gate.step(robot.now_ns)
+    assert robot.gate.source is Source.NOBODY and robot.gate.state is GateState.HOLD
 
 
 # -- arbitration
