@@ -39,7 +39,7 @@ def metadata_from_json(text: str, where: str) -> EpisodeMetadata:
 
 @dataclass(frozen=True)
 class EpisodeEvent:
-    """One message on `/episode/event`."""
+    """One message on `/episode/event`. stamp_ns: of a reset, the stamp of the episode's first observation; 0 = unknown."""
 
     kind: EventKind
     episode: str = ""
@@ -48,6 +48,7 @@ class EpisodeEvent:
     domain: str = ""
     seed: int = -1
     success: bool | None = None
+    stamp_ns: int = 0
 
     def to_json(self) -> str:
         return json.dumps(to_mapping(self), sort_keys=True)

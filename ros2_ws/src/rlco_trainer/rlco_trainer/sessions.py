@@ -37,7 +37,7 @@ class Session:
 
     def reset(self, seed: int) -> None:
         """Put the scene into the episode's initial state and start recording."""
-        self.client.set_parameters("/bridge", seed=seed)
+        self.client.set_parameters("/sim", seed=seed)
         self.client.must_trigger(topics.SIM_RESET, timeout_s=30.0)
         deadline = time.monotonic() + 10.0
         while True:     # the recorder refuses until the first observation of the new scene has reached it
@@ -76,7 +76,7 @@ def open_session(contract: Contract, out: Path, *, task: str, domain: str, locks
         processes.start_node("rlco_teleop.nodes.gate_node", lockstep=lockstep, **common)
         processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=str(out.absolute()), operator=operator, **common)
         driving = driver(processes)
-        for node in ("/bridge", "/gate", "/recorder", driving):
+        for node in ("/sim", "/gate", "/recorder", driving):
             client.wait_active(node, START_TIMEOUT_S)
         yield Session(contract, client, task, domain, lockstep)
 

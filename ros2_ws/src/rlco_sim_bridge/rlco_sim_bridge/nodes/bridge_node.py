@@ -5,6 +5,7 @@ with that stamp arrives (the gripper command before it). Once the episode is ove
 """
 
 import os
+from dataclasses import replace
 
 os.environ.setdefault("LP_NUM_THREADS", "1")    # small pictures: more threads of the CPU renderer only cost
 
@@ -145,8 +146,9 @@ class BridgeNode(RlcoLifecycleNode):
         event = self._cell.reset(*(self.get_parameter(name).value for name in ("task", "domain", "seed")))
         self.get_logger().info(f"episode {event.task}/{event.domain}/{event.seed}: {event.instruction}")
         self._clock.new_episode()
-        self._event.publish(String(data=event.to_json()))
-        self._show(self._clock.now_ns if self._lockstep else self._now_ns(), images=True)
+        stamp_ns = self._clock.now_ns if self._lockstep else self._now_ns()
+        self._event.publish(String(data=replace(event, stamp_ns=stamp_ns).to_json()))
+        self._show(stamp_ns, images=True)
 
     def _on_reset(self, request, response):
         if not self._live:
