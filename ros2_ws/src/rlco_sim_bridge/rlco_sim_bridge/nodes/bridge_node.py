@@ -65,7 +65,7 @@ class BridgeNode(RlcoLifecycleNode):
         self._image_every = _multiple(self._state_rate_hz, camera_rate_hz, "state_rate_hz", "camera_rate_hz")
         _multiple(PHYSICS_RATE_HZ, self._state_rate_hz, "the physics rate", "state_rate_hz")
         self._cell = SimulatedCell(self._contract)
-        self._clock = LockstepClock(self._contract.control_period_ns)
+        self._sim_clock = LockstepClock(self._contract.control_period_ns)
         self._meter = RealTimeMeter()
         self._live = False
         self._running_timers = []
@@ -145,8 +145,8 @@ class BridgeNode(RlcoLifecycleNode):
     def _new_episode(self) -> None:
         event = self._cell.reset(*(self.get_parameter(name).value for name in ("task", "domain", "seed")))
         self.get_logger().info(f"episode {event.task}/{event.domain}/{event.seed}: {event.instruction}")
-        self._clock.new_episode()
-        stamp_ns = self._clock.now_ns if self._lockstep else self._now_ns()
+        self._sim_clock.new_episode()
+        stamp_ns = self._sim_clock.now_ns if self._lockstep else self._now_ns()
         self._event.publish(String(data=replace(event, stamp_ns=stamp_ns).to_json()))
         self._show(stamp_ns, images=True)
 
@@ -181,11 +181,11 @@ class BridgeNode(RlcoLifecycleNode):
             self.get_logger().error(f"{self._contract.topics.target_pose} is in frame '{message.header.frame_id}', not "
                                     f"'{self._contract.robot.base_frame}'; ignored", throttle_duration_sec=5.0)
             return
-        if self._lockstep and stamp_to_ns(message.header.stamp) != self._clock.now_ns:
+        if self._lockstep and stamp_to_ns(message.header.stamp) != self._sim_clock.now_ns:
             return
         if self._take(target=pose_from_msg(message)) and self._lockstep and not self._cell.result.done:
             self._cell.advance(self._contract.control_period_s)
-            self._show(self._clock.tick(), images=True)
+            self._show(self._sim_clock.tick(), images=True)
 
     def _take(self, **command) -> bool:
         if not self._live:
@@ -211,7 +211,7 @@ class BridgeNode(RlcoLifecycleNode):
 
     def _on_joined(self) -> None:
         self._show_again.cancel()
-        self._show(self._clock.now_ns, images=True)
+        self._show(self._sim_clock.now_ns, images=True)
 
     def _show(self, stamp_ns: int, images: bool) -> None:
         """Publish one instant. All messages bear the same stamp; the tool pose, on which the gate decides, comes last."""
@@ -229,7 +229,7 @@ class BridgeNode(RlcoLifecycleNode):
         self._scene.publish(String(data=self._cell.scene_text(stamp_ns)))
 
     def _diagnose(self) -> None:
-        level, message, values = DiagnosticStatus.OK, "lock step", {"sim_time_s": self._clock.now_ns / 1e9}
+        level, message, values = DiagnosticStatus.OK, "lock step", {"sim_time_s": self._sim_clock.now_ns / 1e9}
         if not self._lockstep:
             factor = self._meter.factor
             values = {"real_time_factor": f"{factor:.3f}", "state_rate_hz": f"{factor * self._state_rate_hz:.1f}"}
