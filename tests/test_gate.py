@@ -516,6 +516,19 @@ def test_lock_step_waits_for_a_chunk_that_covers_the_tick():
     assert gate.decide(0) is None, "a chunk of an older observation does not survive the hand-over"
 
 
+def test_a_state_from_before_a_reset_does_not_count_after_it():
+    gate = LockstepGate(CONTRACT)
+    gate.on_state(START, 1_000_000_000, 0)
+    gate.reset(episode_start_ns=2_000_000_000)
+    gate.on_state(START, 1_200_000_000, 0)
+    gate.enable_policy(True, 0)
+    gate.on_chunk(np.zeros((1, 7)), 1_200_000_000, 0, 0)
+    assert gate.decide(0) is None
+    gate.on_state(START, 2_000_000_000, 0)
+    gate.on_chunk(np.zeros((1, 7)), 2_000_000_000, 0, 0)
+    assert gate.decide(0).stamp_ns == 2_000_000_000
+
+
 def test_a_rate_that_does_not_divide_the_tick_is_refused():
     with pytest.raises(ConfigError, match="multiple of the control rate"):
         RealTimeGate(CONTRACT, 12.0)

@@ -244,6 +244,19 @@ def test_a_gripper_command_gets_the_time_of_the_pose_it_was_sent_with():
     assert [record.topic for record in intake.preroll(None)] == ["/b"]
 
 
+def test_preroll_holds_the_newest_of_this_episode_and_a_repeated_tick_once():
+    intake = Intake({"/state": POSE_TYPE, "/event": "std_msgs/msg/String"}, set(), "/grip", "/target")
+    event = b"\x00\x01\x00\x00" + bytes(8)
+    for stamp in (1, 2):
+        intake.take("/state", pose_bytes(stamp), None)
+    intake.reset("/event", event, start_ns=2)       # the first observation overtook the event
+    assert [(r.topic, r.publish_ns) for r in intake.preroll(None)] == [("/event", 2), ("/state", 2)]
+    assert intake.take("/state", pose_bytes(2), None) == [] and len(intake.take("/state", pose_bytes(3), None)) == 1
+    intake.reset("/event", event, start_ns=9)
+    intake.take("/state", pose_bytes(4), None)      # a straggler of the episode before
+    assert intake.missing(["/state"]) == ["/state"]
+
+
 # -- the node
 
 class Table:

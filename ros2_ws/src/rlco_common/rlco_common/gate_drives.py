@@ -115,6 +115,11 @@ class LockstepGate(Gate):
         if self._measured is pose and stamp_ns > self._decided_ns:
             self._open_ns = stamp_ns
 
+    def reset(self, episode_start_ns: int = 0) -> None:
+        super().reset(episode_start_ns)
+        if self._open_ns is not None and self._open_ns < episode_start_ns:
+            self._open_ns = None
+
     def decide(self, now_ns: int) -> Command | None:
         """The command of the open tick, once it can be given; None otherwise."""
         if self.latched:

@@ -27,15 +27,21 @@ class Intake:
         self._gripper_topic, self._target_topic = gripper_topic, target_topic
         self._newest: dict[str, bytes] = {}
         self._newest_stamp_ns = 0
+        self._start_ns = 0
         self._grippers: deque[Recorded] = deque()
 
     def missing(self, topics: list[str]) -> list[str]:
         """Those of the topics that have not delivered since the last reset."""
         return [topic for topic in topics if topic not in self._newest]
 
-    def reset(self, topic: str, event: bytes) -> None:
-        """A new episode: what was seen before belongs to another one. The event itself is part of the pre-roll."""
-        self._newest = {topic: event}
+    def reset(self, topic: str, event: bytes, start_ns: int) -> None:
+        """A new episode: what is older than its first observation's stamp (0: unknown) belongs to another one.
+
+        The event itself is part of the pre-roll.
+        """
+        kept = {other: data for other, data in self._newest.items() if start_ns and self._stamp(other, data) >= start_ns}
+        self._newest = {topic: event, **kept}
+        self._start_ns = start_ns
 
     def forget(self) -> None:
         self._newest.clear()
@@ -43,7 +49,10 @@ class Intake:
     def take(self, topic: str, data: bytes, now_ns: int | None, is_state: bool = True) -> list[Recorded]:
         """The records that this message completes: none, itself, or a gripper command and its pose."""
         if is_state and topic not in self._commands:
-            self._newest[topic] = data
+            if now_ns is None and self._newest.get(topic) == data:
+                return []       # a simulator standing still shows its tick again to whoever joins
+            if self._stamp(topic, data) >= self._start_ns:
+                self._newest[topic] = data
         record = self._dated(topic, data, now_ns)
         if topic == self._gripper_topic:
             self._grippers.append(record)
@@ -58,7 +67,10 @@ class Intake:
         return [self._dated(topic, data, now_ns) for topic, data in self._newest.items()]
 
     def _dated(self, topic: str, data: bytes, now_ns: int | None) -> Recorded:
-        stamp_ns = header_stamp_ns(self._msgtypes[topic], data) or None
+        stamp_ns = self._stamp(topic, data) or None
         self._newest_stamp_ns = max(self._newest_stamp_ns, stamp_ns or 0)
         log_ns = (stamp_ns or self._newest_stamp_ns) if now_ns is None else now_ns
         return Recorded(topic, log_ns, stamp_ns or log_ns, data)
+
+    def _stamp(self, topic: str, data: bytes) -> int:
+        return header_stamp_ns(self._msgtypes[topic], data) or 0

@@ -148,7 +148,7 @@ class GateNode(RlcoLifecycleNode):
             self.get_logger().warning(str(error))
             return
         if event.kind == "reset":
-            self._gate.reset()
+            self._gate.reset(event.stamp_ns)
             self._report_change()
 
     def _dated(self, stamp) -> tuple[int, int, int]:

@@ -170,7 +170,7 @@ class RecorderNode(RlcoLifecycleNode):
             return
         if event.kind == "reset":
             self._reset_event = event
-            self._intake.reset(EVENT_TOPIC, data)
+            self._intake.reset(EVENT_TOPIC, data, event.stamp_ns)
 
     def _msgtype(self, topic: str) -> str:
         message_type = self._kinds[topic][0]
