@@ -29,3 +29,36 @@ def ros_domain(monkeypatch) -> int:
 def module_ros_domain() -> int:
     """The same for a graph that all tests of a module share."""
     return _next_domain()
+
+
+@pytest.fixture(scope="session")
+def contract():
+    from rlco_common.contract import load_contract
+
+    return load_contract()
+
+
+@pytest.fixture(scope="session")
+def tiny_datasets(tmp_path_factory, contract):
+    """Small real datasets of the scripted expert: {"real": stand-in, "sim": twin}, 4 episodes each."""
+    from rlco_trainer.dataset.simulated import write_simulated_demos
+
+    root = tmp_path_factory.mktemp("datasets")
+    for name, domain in (("real", "standin"), ("sim", "twin")):
+        write_simulated_demos(contract, root / name, task="push_cube", domain=domain, count=4, noise=0.1, workers=0,
+                              quiet=True)
+    return {name: root / name for name in ("real", "sim")}
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory, contract, tiny_datasets):
+    """Checkpoints of both compact policies with random weights: name -> directory."""
+    from rlco_policy.checkpoint import save_policy
+    from rlco_policy.registry import create_policy
+    from rlco_policy.statistics import Statistics
+    from rlco_trainer.dataset.reader import load_proprioception
+
+    statistics = Statistics.from_proprioception(contract.proprioception_names, load_proprioception(tiny_datasets["sim"]))
+    root = tmp_path_factory.mktemp("untrained")
+    return {name: save_policy(create_policy(name, contract, statistics, seed=1), root / name)
+            for name in ("compact_flow", "compact_token")}
