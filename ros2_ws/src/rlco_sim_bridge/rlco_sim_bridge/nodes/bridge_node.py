@@ -44,6 +44,7 @@ from rlco_sim_bridge.ros import camera_info_msg, clock_msg
 
 DIAGNOSTICS_PERIOD_S = 1.0
 JOIN_DELAY_S = 0.05
+RESET_DEAF_S = 0.1       # real time: the gate may send its old target until it has heard of a reset
 LOWEST_FACTOR = 0.95     # simulated seconds per second; below it the node says that real time does not hold
 
 
@@ -65,6 +66,8 @@ class BridgeNode(RlcoLifecycleNode):
         self._image_every = _multiple(self._state_rate_hz, camera_rate_hz, "state_rate_hz", "camera_rate_hz")
         _multiple(PHYSICS_RATE_HZ, self._state_rate_hz, "the physics rate", "state_rate_hz")
         self._cell = SimulatedCell(self._contract)
+        self._gripper: float | None = None
+        self._deaf_until_ns = 0
         self._sim_clock = LockstepClock(self._contract.control_period_ns)
         self._meter = RealTimeMeter()
         self._live = False
@@ -147,6 +150,8 @@ class BridgeNode(RlcoLifecycleNode):
         self.get_logger().info(f"episode {event.task}/{event.domain}/{event.seed}: {event.instruction}")
         self._sim_clock.new_episode()
         stamp_ns = self._sim_clock.now_ns if self._lockstep else self._now_ns()
+        self._deaf_until_ns = stamp_ns + round(RESET_DEAF_S * 1e9)
+        self._gripper = None
         self._event.publish(String(data=replace(event, stamp_ns=stamp_ns).to_json()))
         self._show(stamp_ns, images=True)
 
@@ -174,16 +179,18 @@ class BridgeNode(RlcoLifecycleNode):
             self.get_logger().error(f"{self._contract.topics.gripper_command}: expected one opening, got "
                                     f"{len(message.data)} numbers", throttle_duration_sec=5.0)
             return
-        self._take(gripper=message.data[0])
+        self._gripper = message.data[0]     # counts with the pose that follows it, which has a stamp
 
     def _on_target(self, message: PoseStamped) -> None:
         if message.header.frame_id != self._contract.robot.base_frame:
             self.get_logger().error(f"{self._contract.topics.target_pose} is in frame '{message.header.frame_id}', not "
                                     f"'{self._contract.robot.base_frame}'; ignored", throttle_duration_sec=5.0)
             return
-        if self._lockstep and stamp_to_ns(message.header.stamp) != self._sim_clock.now_ns:
+        stamp_ns = stamp_to_ns(message.header.stamp)
+        if stamp_ns != self._sim_clock.now_ns if self._lockstep else stamp_ns < self._deaf_until_ns:
             return
-        if self._take(target=pose_from_msg(message)) and self._lockstep and not self._cell.result.done:
+        taken = self._take(target=pose_from_msg(message), gripper=self._gripper)
+        if taken and self._lockstep and not self._cell.result.done:
             self._cell.advance(self._contract.control_period_s)
             self._show(self._sim_clock.tick(), images=True)
 
