@@ -162,10 +162,17 @@ class TwinPool:
             for worker in busy:   # the consumer stopped early: take the answers that are under way
                 worker.drain(self._timeout_s)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Process ids of the workers; empty in-process."""
+        return [worker.pid for worker in self._workers if isinstance(worker, _Process)]
+
     def close(self) -> None:
         """End the workers."""
         for worker in self._workers:
-            worker.close()
+            worker.hang_up()
+        for worker in self._workers:
+            worker.join()
 
     def __enter__(self):
         return self
@@ -330,8 +337,11 @@ class _Local:
     def drain(self, timeout_s):
         """Nothing is ever under way here."""
 
-    def close(self):
+    def hang_up(self):
         self._group.close()
+
+    def join(self):
+        """There is no process."""
 
 
 class _Process:
@@ -343,6 +353,10 @@ class _Process:
         self._process = context.Process(target=_serve, args=(theirs, spec, memory, part), daemon=True, name="rlco_twin")
         self._process.start()
         theirs.close()
+
+    @property
+    def pid(self):
+        return self._process.pid
 
     def handles(self):
         return self._pipe, self._process.sentinel
@@ -361,15 +375,17 @@ class _Process:
         except (EOFError, ConnectionResetError) as cause:
             raise self._death() from cause
         if error is not None:
-            raise TwinError(f"twin worker (pid {self._process.pid}) failed:\n{error}")
+            raise TwinError(f"twin worker (pid {self.pid}) failed:\n{error}")
         return answer
 
     def drain(self, timeout_s):
         if self._pipe.poll(timeout_s) and self._process.is_alive():
             self._pipe.recv()
 
-    def close(self):
-        self._pipe.close()   # the worker leaves its loop when the pipe ends
+    def hang_up(self):
+        self._pipe.close()   # the worker ends when the pipe does
+
+    def join(self):
         self._process.join(timeout=5.0)
         if self._process.is_alive():
             self._process.kill()
@@ -380,7 +396,7 @@ class _Process:
         code = self._process.exitcode
         cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
         hint = "; it may have run out of memory" if code == -signal.SIGKILL else ""
-        return TwinError(f"twin worker (pid {self._process.pid}) died with {cause}{hint}; close the pool and make a new one")
+        return TwinError(f"twin worker (pid {self.pid}) died with {cause}{hint}; close the pool and make a new one")
 
 
 def _serve(pipe, spec, memory, part):
@@ -407,5 +423,4 @@ def _serve(pipe, spec, memory, part):
             pipe.send(reply)
         except (BrokenPipeError, ConnectionResetError):
             break
-    if group is not None:
-        group.close()
+    os._exit(0)   # taking the scenes apart one by one would take seconds

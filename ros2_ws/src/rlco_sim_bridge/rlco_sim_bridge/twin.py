@@ -44,7 +44,10 @@ class Twin:
         self._tick_steps = round(PHYSICS_RATE_HZ * contract.control_period_s)
         self._env = _make(ENVIRONMENTS[task], contract, self.domain, layout, render)
         self.layout = self._env.layout
-        self._physics = self._env.scene.px
+        self._renders = render
+        self._home = self._env.scene.sub_scenes[0]
+        self._physical = [entity for entity in self._home.entities
+                          if entity.find_component_by_type(sapien.physx.PhysxBaseComponent) is not None]
         self._articulation = self._env.agent.robot._objs[0]
         self._tool_link = self._env.agent.tcp._objs[0]
         self._cubes = {color: cube._objs[0] for color, cube in self._env.cubes.items()}
@@ -60,9 +63,8 @@ class Twin:
         """Start episode `seed`: the same initial state and instruction in every domain."""
         self.seed = int(seed)
         self._state = state = self._env.sample(self.seed)
-        self._park_everything()
-        for color, pose in state.objects.items():
-            self._cubes[color].set_pose(to_sapien(pose))
+        self._renew_physics()
+        self._place(state)
         qpos = start_qpos(self._env.agent.urdf_path, state.tool, self.contract.robot.gripper_open)
         self._set_arm(qpos)
         self._start = np.array([pose.position[:2] for pose in state.objects.values()])
@@ -162,10 +164,23 @@ class Twin:
         return StepResult(self._success, self._failure, steps,
                           self._success or self._failure or steps >= self.task.max_steps)
 
-    def _park_everything(self):
-        """Break every contact, so that nothing of the previous episode is left in the solver's caches."""
-        for index, color in enumerate(self._cubes):
-            self._cubes[color].set_pose(to_sapien(self._env.parked(index)))
+    def _renew_physics(self):
+        """Move everything into a new physics system. PhysX keeps orderings of past contacts that no reset clears, so
+        without this an episode would depend, in the last bits, on those before it. Takes under a millisecond."""
+        self._env._set_scene_config()    # global in PhysX; another environment may have changed it
+        self._physics = sapien.physx.PhysxCpuSystem()
+        self._physics.timestep = 1.0 / PHYSICS_RATE_HZ
+        stage = sapien.Scene([self._physics, self._home.render_system] if self._renders else [self._physics])
+        for entity in self._physical:
+            entity.remove_from_scene()
+        for entity in self._physical:
+            stage.add_entity(entity)
+        self._stage = stage              # keeps the entities; cameras and lights stay in the scene they were made in
+        self._env.scene.px = self._physics
+
+    def _place(self, state):
+        for index, (color, cube) in enumerate(self._cubes.items()):
+            cube.set_pose(to_sapien(state.objects.get(color, self._env.parked(index))))
             self._bodies[color].set_linear_velocity([0.0, 0.0, 0.0])
             self._bodies[color].set_angular_velocity([0.0, 0.0, 0.0])
 
@@ -179,7 +194,7 @@ class Twin:
         return {name: self._picture(camera) for name, camera in self._cameras.items()}
 
     def _update_render(self):
-        self._env.scene.sub_scenes[0].update_render()
+        self._home.update_render()
 
     def _picture(self, camera) -> np.ndarray:
         camera.take_picture()
