@@ -51,6 +51,14 @@ class CompactPolicy(VLAPolicy):
     def encode(self, inputs: ModelInputs) -> Prefix:
         return self.encoder(inputs["images"], inputs["words"], inputs["proprio"])
 
+    def plan_error(self, plan: Tensor, target: Tensor) -> Tensor:
+        """Squared error of the actions that a linear head reads from the plan [B, tokens, width], as target [B, T, A].
+
+        The head's own supervised loss learns which object the instruction names only after thousands of steps, because
+        few samples depend on it and the loss is noisy; this term, `plan_weight` times added to it, needs hundreds.
+        """
+        return (self.plan_head(plan).reshape(target.shape) - target).square()
+
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {"policy": []}
         for name, parameter in self.named_parameters():

@@ -18,7 +18,7 @@ class EncoderConfig:
     cameras: tuple[str, ...] = ()
     image_size: int = 64
     channels: tuple[int, int] = (32, 64)
-    keypoints: int = 8
+    keypoints: int = 32
     width: int = 128
     heads: int = 4
     layers: int = 0
@@ -46,9 +46,10 @@ class ValueConfig:
 class CompactFlowConfig:
     """Flow matching with ReinFlow exploration.
 
-    draws: noise and time draws per image in the supervised loss. noise_std: bounds of the learned exploration noise.
-    noise_std_end: upper bound at the end of RL, reached linearly; None = constant. logprob: how the K + 1 entries of the
-    denoising chain are joined; `sum` is the chain's likelihood, `mean` (RLinf's choice) a tempered, stabler ratio.
+    draws: noise and time draws per image in the supervised loss. plan_weight: see CompactPolicy.plan_error. noise_std:
+    bounds of the learned exploration noise. noise_std_end: upper bound at the end of RL, reached linearly; None =
+    constant. logprob: how the K + 1 entries of the denoising chain are joined; `sum` is the chain's likelihood, `mean`
+    (RLinf's choice) a tempered, stabler ratio.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -58,6 +59,7 @@ class CompactFlowConfig:
     layers: int = 2
     denoise_steps: int = 4
     draws: int = 2
+    plan_weight: float = 10.0
     noise_std: tuple[float, float] = (0.08, 0.16)
     noise_std_end: float | None = None
     logprob: Literal["mean", "sum"] = "mean"
@@ -78,7 +80,7 @@ class CompactTokenConfig:
 
     temperature: of sampling in RL; it is part of the log-probability. label_std_bins: standard deviation of the soft
     labels over neighbouring bins in the supervised loss, 0 = hard labels. token_dropout: largest share of the previous
-    tokens that the supervised loss hides from the decoder.
+    tokens that the supervised loss hides from the decoder. plan_weight: see CompactPolicy.plan_error.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -89,6 +91,7 @@ class CompactTokenConfig:
     temperature: float = 1.0
     label_std_bins: float = 2.0
     token_dropout: float = 1.0
+    plan_weight: float = 10.0
 
     def __post_init__(self):
         if self.bins < 2 or self.temperature <= 0 or self.label_std_bins < 0 or self.layers < 1:

@@ -40,6 +40,7 @@ class CompactFlow(CompactPolicy):
         self.spec = PolicySpec(dim, config.horizon, config.chunk, len(statistics.names), self.cameras,
                                config.encoder.image_size, "flow")
         self.expert = ActionExpert(width, config.encoder.heads, config.layers, config.horizon, dim)
+        self.plan_head = nn.Linear(width, dim)
         self.noise_head = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, dim))
         self.value_head = value_head(2 * width, config.value.hidden)
         self._std_max = config.noise_std[1]
@@ -62,9 +63,12 @@ class CompactFlow(CompactPolicy):
         target = self.normalizer.normalise(actions).repeat_interleave(count, 0)
         noise, time = draws["noise"].flatten(0, 1), draws["time"].flatten()
         mixed = torch.lerp(noise, target, time[:, None, None])
-        velocity, _ = self.expert(mixed, time, self.expert.read(self.encode(inputs)).repeat(count))
-        errors = (velocity - (target - noise)).square().unflatten(0, (-1, count)).mean(1)
-        return errors, {"flow_mse": float(errors.detach().mean())}
+        memory = self.expert.read(self.encode(inputs))
+        velocity, _ = self.expert(mixed, time, memory.repeat(count))
+        flow = (velocity - (target - noise)).square().unflatten(0, (-1, count)).mean(1)
+        plan = self.plan_error(memory.plan, target[::count])
+        metrics = {"flow_mse": float(flow.detach().mean()), "plan_mse": float(plan.detach().mean())}
+        return flow + self.config.plan_weight * plan, metrics
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:

@@ -24,6 +24,7 @@ class CompactToken(CompactPolicy):
         self.spec = PolicySpec(dim, config.chunk, config.chunk, len(statistics.names), self.cameras,
                                config.encoder.image_size, "tokens")
         self.decoder = TokenDecoder(width, config.encoder.heads, config.layers, config.bins, config.chunk * dim)
+        self.plan_head = nn.Linear(width, 1)
         self.value_head = value_head(width, config.value.hidden)
         self.eval()
 
@@ -49,14 +50,18 @@ class CompactToken(CompactPolicy):
     def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of the action tokens; soft labels over neighbouring bins carry the order of the bins."""
         tokens = self.tokens_of(actions)
-        logits, _ = self.decoder(self.encode(inputs), tokens, draws["shown"])
+        state = self.decoder.begin(self.encode(inputs))
+        logits, _ = self.decoder.teacher_forced(state, tokens, draws["shown"])
         log_probabilities = logits.log_softmax(-1)
         if self.config.label_std_bins > 0:
             error = -(self._soft_labels(tokens) * log_probabilities).sum(-1)
         else:
             error = -log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        plan = self.plan_error(state.plan, self.normalizer.normalise(actions))
         accuracy = float((logits.detach().argmax(-1) == tokens).float().mean())
-        return self._by_step(error), {"cross_entropy": float(error.detach().mean()), "token_accuracy": accuracy}
+        metrics = {"cross_entropy": float(error.detach().mean()), "plan_mse": float(plan.detach().mean()),
+                   "token_accuracy": accuracy}
+        return self._by_step(error) + self.config.plan_weight * plan, metrics
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
@@ -80,7 +85,7 @@ class CompactToken(CompactPolicy):
     def evaluate(self, inputs: ModelInputs, trace: dict[str, Tensor]) -> Evaluated:
         """Teacher-forced scores of the stored tokens [B, chunk * A]."""
         tokens = trace["tokens"].long()
-        logits, first = self.decoder(self.encode(inputs), tokens)
+        logits, first = self.decoder.teacher_forced(self.decoder.begin(self.encode(inputs)), tokens)
         log_probabilities = (logits.float() / self.config.temperature).log_softmax(-1)
         logprob = log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean(-1)
@@ -122,14 +127,14 @@ class TokenDecoder(nn.Module):
             self.embedding.weight[:bins] = smooth
             self.head.weight.copy_(smooth / width**0.5)
 
-    def forward(self, prefix: Prefix, tokens: Tensor, shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Teacher forcing: tokens [B, T] -> logits [B, T, bins] and the hidden state [B, width] of the first token."""
+    def teacher_forced(self, state: "DecoderState", tokens: Tensor,
+                       shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Tokens [B, T], those not `shown` hidden -> logits [B, T, bins], hidden state [B, width] of the first token."""
         start = torch.full_like(tokens[:, :1], self.start_symbol)
         previous = self.embedding(torch.cat([start, tokens[:, :-1]], 1))
         if shown is not None:
             previous = previous * shown.unsqueeze(-1)
-        state = self.begin(prefix)
-        memory_length = prefix.tokens.shape[1]
+        memory_length = state.caches[0][0].shape[2]
         mask = state.plan.new_ones(self.length, memory_length + self.length, dtype=torch.bool).tril(memory_length)
         x = previous + state.plan
         for block, memory in zip(self.blocks, state.caches, strict=True):
