@@ -56,7 +56,8 @@ def test_two_lock_step_runs_give_the_same_bags_and_only_the_gate_commands_the_ar
     with Bag(first) as a, Bag(second) as b:
         for topic in DATA_TOPICS:
             assert a.payloads(topic) == b.payloads(topic) != [], topic
-            assert [i.log_ns for i in a.messages(topic)] == [i.log_ns for i in b.messages(topic)], topic
+            if topic != topics.TELEOP_DEADMAN:      # unstamped and sent by nobody's clock: its time is when it came
+                assert [i.log_ns for i in a.messages(topic)] == [i.log_ns for i in b.messages(topic)], topic
         observed = [item.stamp_ns for item in a.messages(CONTRACT.topics.ee_pose)]
         assert (np.diff(observed) == CONTRACT.control_period_ns).all()
         assert [item.stamp_ns for item in a.messages(CONTRACT.topics.target_pose)] == observed[:-1]

@@ -17,7 +17,7 @@ class Intake:
 
     Log times are the node's clock at arrival. In simulated time (`now_ns` None) that clock would only be as new as the
     last /clock message handled, so there the header stamps are the time, and without a header the newest stamp seen:
-    the same run gives the same bag. The gate sends the unstamped gripper command right before its target pose; it is
+    the same run gives the same times. The gate sends the unstamped gripper command right before its target pose; it is
     kept until that pose comes and gets its times.
     """
 
