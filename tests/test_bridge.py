@@ -282,7 +282,10 @@ def test_real_time_keeps_its_rate_or_says_so(real_time):
     assert slow or statistics.median(gaps) == pytest.approx(0.05, rel=0.1)
     assert not len(real_time.clocks)
     goal = compose_delta(start, np.array([0.0, 0.06, 0.0, 0, 0, 0]))
-    real_time.command(compose_delta(start, np.full(6, 0.1)), 0.0, 0)     # older than the reset: must move nothing
+    real_time.command(compose_delta(start, np.array([0.0, -0.1, 0.0, 0, 0, 0])), 0.0, 0)    # stamp before the reset
+    count = len(real_time.poses)
+    real_time.client.wait_until(lambda: len(real_time.poses) > count + 8, 10, "8 tool poses")
+    assert abs(pose_from_msg(real_time.poses.last).position[1] - start.position[1]) < 0.002
     real_time.command(goal, 0.0, real_time.client.node.get_clock().now().nanoseconds)
     real_time.client.wait_until(
         lambda: abs(pose_from_msg(real_time.poses.last).position[1] - goal.position[1]) < 0.004, 10,

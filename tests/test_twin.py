@@ -15,6 +15,7 @@ from rlco_sim_bridge.experts import make_expert
 from rlco_sim_bridge.scene_state import scene_state_from_json
 from rlco_sim_bridge.tasks import push_cube
 from rlco_sim_bridge.twin import Twin
+from rlco_sim_bridge.view import side_by_side
 
 CONTRACT = load_contract()
 SEED = seeds.SELECTION[0]
@@ -289,3 +290,9 @@ def test_cubes_and_tool_can_be_told_apart_at_policy_size(rendered):
             means.append(patch.mean(axis=0))
         distances = [np.linalg.norm(a - b) for i, a in enumerate(means) for b in means[:i]]
         assert min(distances) > 25
+
+
+def test_the_picture_for_people_shows_the_domains_side_by_side():
+    picture = side_by_side(CONTRACT, seed=SEED, width=160, height=120)
+    assert picture.shape == (120, 2 * 160 + 8, 3)
+    assert np.abs(picture[:, :160].astype(int) - picture[:, -160:]).mean() > 15
