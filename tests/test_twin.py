@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -203,6 +204,18 @@ def test_the_lean_path_equals_maniskills_own_step(blind):
         assert bool(terminated) == result.done
         done = result.done
     assert result.success
+    env.close()
+
+
+def test_the_registered_environment_shows_what_the_twin_shows(rendered):
+    env = gym.make("RlcoPushCube-v1", domain="standin", obs_mode="rgb", num_envs=1, sim_backend="physx_cpu",
+                   render_backend="cpu")
+    observation, _ = env.reset(seed=SEED)
+    image = observation["sensor_data"][CAMERA]["rgb"][0].numpy()
+    np.testing.assert_array_equal(image, rendered["standin"].reset(SEED).images[CAMERA])
+    np.testing.assert_allclose(env.action_space.high[:6], CONTRACT.action.high[:6])
+    _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+    assert (float(reward), bool(terminated), bool(truncated)) == (0.0, False, False)
     env.close()
 
 

@@ -56,7 +56,7 @@ class TabletopEnv(BaseEnv):
         self.contract = contract if isinstance(contract, Contract) else load_contract(contract)
         self.domain = load_domain(domain)
         kwargs.setdefault("control_mode", CONTROL_MODE)
-        super().__init__(*args, robot_uids=panda_class(self.domain), **kwargs)
+        super().__init__(*args, robot_uids=panda_class(self.domain, self.contract.action), **kwargs)
 
     @property
     def _default_sim_config(self):

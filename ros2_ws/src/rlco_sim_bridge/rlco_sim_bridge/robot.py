@@ -12,6 +12,7 @@ from mani_skill.agents.controllers import PDEEPoseControllerConfig, PDJointPosMi
 from mani_skill.agents.controllers.pd_ee_pose import PDEEPoseController
 from mani_skill.agents.robots import Panda
 
+from rlco_common.contract import ActionSpec
 from rlco_sim_bridge.cache import cached_folder
 from rlco_sim_bridge.domain import Domain
 
@@ -61,7 +62,7 @@ class RampedEEPoseControllerConfig(PDEEPoseControllerConfig):
 
 
 @lru_cache(maxsize=16)
-def _panda_class(arm, gripper, robot_color, tool_color):
+def _panda_class(arm, gripper, robot_color, tool_color, translation_m, rotation_rad):
     class PandaLite(Panda):
         uid = "rlco_panda_lite"
         urdf_path = str(lite_urdf(robot_color, tool_color))
@@ -70,7 +71,8 @@ def _panda_class(arm, gripper, robot_color, tool_color):
         def _controller_configs(self):
             return {CONTROL_MODE: {
                 "arm": RampedEEPoseControllerConfig(
-                    joint_names=self.arm_joint_names, pos_lower=-1.0, pos_upper=1.0, rot_lower=-1.0, rot_upper=1.0,
+                    joint_names=self.arm_joint_names, pos_lower=-translation_m, pos_upper=translation_m,
+                    rot_lower=-rotation_rad, rot_upper=rotation_rad,
                     stiffness=arm.stiffness, damping=arm.damping, force_limit=arm.force_limit,
                     ee_link=self.ee_link_name, urdf_path=self.urdf_path, use_target=True, interpolate=True,
                     normalize_action=False),
@@ -83,8 +85,10 @@ def _panda_class(arm, gripper, robot_color, tool_color):
     return PandaLite
 
 
-def panda_class(domain: Domain) -> type[Panda]:
-    """The ManiSkill agent class of a domain. Its action: 6-D delta of the target in metres and radians, gripper -1..1."""
-    return _panda_class(domain.arm, domain.gripper, domain.look.robot, domain.look.tool)
+def panda_class(domain: Domain, action: ActionSpec) -> type[Panda]:
+    """The ManiSkill agent class of a domain. Its action: 6-D delta of the target in metres and radians, gripper -1..1.
 
-
+    The bounds of its action space are the contract's limits; an action beyond them is not clipped.
+    """
+    return _panda_class(domain.arm, domain.gripper, domain.look.robot, domain.look.tool, action.max_translation_m,
+                        action.max_rotation_rad)
