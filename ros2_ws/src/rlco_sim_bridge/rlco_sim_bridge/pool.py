@@ -4,6 +4,7 @@ A process pays seconds for its first scene (shaders) and little for each further
 scenes is the efficient split. A policy looks only once per chunk of actions, so a scene renders once per chunk.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import multiprocessing.connection
@@ -379,8 +380,9 @@ class _Process:
         return answer
 
     def drain(self, timeout_s):
-        if self._pipe.poll(timeout_s) and self._process.is_alive():
-            self._pipe.recv()
+        if self._pipe.poll(timeout_s):
+            with contextlib.suppress(EOFError, ConnectionResetError):   # it died; whoever calls it next is told
+                self._pipe.recv()
 
     def hang_up(self):
         self._pipe.close()   # the worker ends when the pipe does
