@@ -26,6 +26,7 @@ from rlco_policy.statistics import statistics_from_json
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
+_STAGING = ".saving"
 
 
 def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any] | None = None) -> Path:
@@ -35,8 +36,10 @@ def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any
     """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".saving", dir=directory.parent))
+    _remove_leftovers(directory)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=_STAGING, dir=directory.parent))
     try:
+        staging.chmod(0o755)        # mkdtemp makes it private; a checkpoint is meant to be read by others
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
         save_file(weights, staging / WEIGHTS)
         description = _describe(policy, lineage or {})
@@ -151,6 +154,12 @@ def _replace(staging: Path, directory: Path) -> None:
     os.rename(staging, directory)
     _sync(directory.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _remove_leftovers(directory: Path) -> None:
+    """Delete what killed saves of this checkpoint left behind. One process writes a checkpoint at a time."""
+    for path in directory.parent.glob(f".{directory.name}.*{_STAGING}"):
+        shutil.rmtree(path)
 
 
 def _previous(directory: Path) -> Path:
