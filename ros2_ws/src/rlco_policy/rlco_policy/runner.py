@@ -49,7 +49,7 @@ class PolicyRunner:
         if not np.isfinite(actions).all():
             raise DataError(f"the policy produced a non-finite action for '{instruction}'; the chunk is dropped")
         self._last_ns = observation.stamp_ns
-        return actions
+        return self.contract.action.clip(actions)       # float32 rounds a limit to beyond it, which the gate would reject
 
     def warm_up(self) -> None:
         """Two inferences on neutral input: the first ones of a process are many times slower."""

@@ -6,10 +6,12 @@ Inference runs on its own thread, on the newest observation, never inside a call
 
 import threading
 import time
+import traceback
 
 import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import Image, JointState
@@ -49,7 +51,7 @@ class PolicyNode(RlcoLifecycleNode):
         super().__init__("policy")
         self._contract = declare_contract(self)
         declare(self, "checkpoint", "", "directory of the policy checkpoint", read_only=True)
-        declare(self, "instruction", "", "sentence for the policy until a reset event brings one")
+        declare(self, "instruction", "", "sentence for the policy until a reset event brings one; may be changed any time")
         self._lockstep = declare(self, "lockstep", False, "act once per tick of /clock, not in real time", read_only=True)
         temperature = declare(self, "temperature", 0.0, "randomness of the actions; 0 is deterministic", low=0.0, high=2.0,
                               read_only=True)
@@ -63,7 +65,8 @@ class PolicyNode(RlcoLifecycleNode):
         self._instruction, self._seed, self._episode, self._not_before_ns = "", 0, 0, 0
         self._counts = {"chunks": 0, "refused": 0}
         self._latency_s = self._age_s = 0.0
-        self._reason = ""
+        self._reason, self._failure = "", ""
+        self.add_on_set_parameters_callback(self._on_parameters)
 
     # -- lifecycle
 
@@ -83,8 +86,8 @@ class PolicyNode(RlcoLifecycleNode):
         timer = self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics,
                                   clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._endpoints.append((self.destroy_timer, timer))
-        self._stopping = False
-        self._worker = threading.Thread(target=self._work, name="inference", daemon=True)
+        self._stopping, self._failure = False, ""
+        self._worker = threading.Thread(target=self._work_or_report, name="inference", daemon=True)
         self._worker.start()
         return super().on_activate(state)
 
@@ -120,6 +123,14 @@ class PolicyNode(RlcoLifecycleNode):
 
     # -- messages: store and wake the worker
 
+    def _on_parameters(self, parameters) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == "instruction":
+                with self._changed:
+                    self._instruction = parameter.value
+                    self._changed.notify_all()
+        return SetParametersResult(successful=True)
+
     def _on_event(self, message: String) -> None:
         try:
             event = event_from_json(message.data)
@@ -154,6 +165,13 @@ class PolicyNode(RlcoLifecycleNode):
 
     # -- inference thread
 
+    def _work_or_report(self) -> None:
+        try:
+            self._work()
+        except Exception as error:      # whatever it is, a node that goes on silently without its thread is worse
+            self._failure = f"inference ended with {error!r}; restart the node"
+            self.get_logger().fatal(f"{self._failure}\n{traceback.format_exc()}")
+
     def _work(self) -> None:
         episode, sent, sent_at = -1, None, 0.0
         while True:
@@ -170,7 +188,12 @@ class PolicyNode(RlcoLifecycleNode):
                     continue
                 instruction = self._instruction
             if observation is not None:
-                sent = self._infer(observation, instruction) or sent
+                chunk = self._infer(observation, instruction)
+                if chunk is None:
+                    with self._changed:
+                        self._changed.wait(REPEAT_AFTER_S)      # the same observation would fail again
+                    continue
+                sent = chunk
             if sent is not None and episode == self._episode:
                 self._chunks.publish(sent)
                 sent_at = time.monotonic()
@@ -213,9 +236,19 @@ class PolicyNode(RlcoLifecycleNode):
     def _publish_diagnostics(self) -> None:
         with self._changed:
             values = {**self._counts, "latency_s": f"{self._latency_s:.4f}", "image_age_s": f"{self._age_s:.4f}"}
-            reason = self._reason
-        level = DiagnosticStatus.WARN if reason else DiagnosticStatus.OK
+            reason = self._failure or self._stale_input() or self._reason
+        level = DiagnosticStatus.ERROR if self._failure else DiagnosticStatus.WARN if reason else DiagnosticStatus.OK
         self._diagnostics.publish(diagnostics(self, "policy", level, reason or "running", values))
+
+    def _stale_input(self) -> str:
+        """Why no observation could be given now, in real time: a camera that stopped makes no chunk due any more."""
+        if self._lockstep:
+            return ""
+        try:
+            self._assembler.observation_at(max(self._assembler.complete_ns or 0, self.get_clock().now().nanoseconds))
+        except ObservationUnavailable as error:
+            return str(error)
+        return ""
 
 
 def main(args=None) -> int:
