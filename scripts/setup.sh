@@ -79,7 +79,7 @@ if [ -z "${ROS_DISTRO:-}" ]; then requirements="$requirements -r requirements-ro
 "$venv/bin/python" -m uv --version >/dev/null 2>&1 || "$venv/bin/python" -m pip install -q uv
 say "installing pinned requirements (about 7 GB the first time)"
 # shellcheck disable=SC2086
-"$venv/bin/python" -m uv pip install -q -p "$venv/bin/python" $requirements
+"$venv/bin/python" -m uv pip install -q --compile-bytecode -p "$venv/bin/python" $requirements
 
 install_rendering
 

@@ -62,3 +62,13 @@ def untrained(tmp_path_factory, contract, tiny_datasets):
     root = tmp_path_factory.mktemp("untrained")
     return {name: save_policy(create_policy(name, contract, statistics, seed=1), root / name)
             for name in ("compact_flow", "compact_token")}
+
+
+@pytest.fixture(scope="session")
+def briefly_trained(tmp_path_factory, tiny_datasets):
+    """A compact_flow checkpoint after 60 steps: no skill, but motions that the gate accepts."""
+    from rlco_trainer.config import StageOneConfig
+    from rlco_trainer.stage1 import train_stage1
+
+    return train_stage1(StageOneConfig(out=tmp_path_factory.mktemp("brief"), real=str(tiny_datasets["real"]),
+                                       sim=str(tiny_datasets["sim"]), steps=60, batch_size=16, held_out=1), quiet=True)

@@ -88,7 +88,7 @@ def test_a_key_given_twice_is_refused_with_its_line(tmp_path):
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="known: .*panda_tabletop"):
+    with pytest.raises(ConfigError, match=r"known: .*panda_tabletop"):
         load_contract("panda_table_top")
 
 

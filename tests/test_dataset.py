@@ -11,8 +11,8 @@ from rlco_common.observation import encode_image
 from rlco_sim_bridge.demos import DemoGenerator
 from rlco_trainer.dataset.episode import idle_ticks
 from rlco_trainer.dataset.reader import load_demos, load_proprioception, read_sidecar, sample_cotraining
+from rlco_trainer.dataset.schema import SIDECAR
 from rlco_trainer.dataset.simulated import write_simulated_demos
-from rlco_trainer.dataset.writer import SIDECAR
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Trial records and the statistics computed from them."""
 
+import itertools
 import json
 import math
 
@@ -59,7 +60,7 @@ def test_a_cut_last_line_is_dropped_any_other_bad_line_is_named(tmp_path):
     path.write_text(whole[:-20])
     assert read_records(path) == [trial(0, True)]
     path.write_text(whole.replace("{", "", 1))
-    with pytest.raises(DataError, match="trials.jsonl:1"):
+    with pytest.raises(DataError, match=r"trials\.jsonl:1"):
         read_records(path)
     path.write_text(json.dumps({"policy": "a"}) + "\n")
     with pytest.raises(ConfigError, match="missing field"):
@@ -68,4 +69,4 @@ def test_a_cut_last_line_is_dropped_any_other_bad_line_is_named(tmp_path):
 
 def test_seed_ranges_are_disjoint():
     ranges = sorted((EVALUATION, SELECTION, REAL_DEMOS, SIM_DEMOS, RL), key=lambda seeds: seeds.start)
-    assert all(a.stop <= b.start for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a.stop <= b.start for a, b in itertools.pairwise(ranges))

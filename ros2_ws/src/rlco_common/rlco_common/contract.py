@@ -151,7 +151,7 @@ class LimitSpec:
     command_timeout_s: float
 
     def __post_init__(self):
-        if not all(low < high for low, high in zip(self.workspace_min_m, self.workspace_max_m)):
+        if not all(low < high for low, high in zip(self.workspace_min_m, self.workspace_max_m, strict=True)):
             raise ValueError("workspace_min_m must be below workspace_max_m on every axis")
         for name, value in vars(self).items():
             if isinstance(value, float) and not (np.isfinite(value) and value > 0):

@@ -3,7 +3,7 @@
 An episode seed fixes the initial state and the instruction of a task in every domain.
 """
 
-EVALUATION = range(0, 10_000)
+EVALUATION = range(10_000)
 SELECTION = range(10_000, 20_000)        # choosing settings and checkpoints; held out from training and evaluation
 REAL_DEMOS = range(20_000, 30_000)
 SIM_DEMOS = range(100_000, 1_000_000)

@@ -4,13 +4,11 @@ import dataclasses
 import types
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from rlco_common.errors import ConfigError
-
-T = TypeVar("T")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
@@ -41,7 +39,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     return data
 
 
-def from_mapping(cls: type[T], data: Any, where: str) -> T:
+def from_mapping[T](cls: type[T], data: Any, where: str) -> T:
     """Build dataclass `cls` from plain data, recursively. `where` names the place in error messages."""
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping with the fields of {cls.__name__}, got {data!r}")
@@ -120,7 +118,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if origin is tuple and args and args[-1] is not Ellipsis:
             if len(args) != len(value):
                 raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
-            return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value)))
+            return tuple(_convert(arg, item, f"{where}[{i}]") for i, (arg, item) in enumerate(zip(args, value, strict=True)))
         item_hint = args[0] if args else Any
         return origin(_convert(item_hint, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:

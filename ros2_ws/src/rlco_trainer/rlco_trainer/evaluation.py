@@ -24,8 +24,8 @@ def evaluate(checkpoint: Path, name: str, contract: Contract, *, task: str, doma
             if (trial.policy, trial.task, trial.domain, trial.over_ros) == (name, task, domain, False)}
     for trial in done.values():
         if (trial.checkpoint, trial.contract_hash) != (str(checkpoint), contract.hash):
-            raise DataError(f"{records} holds trials of '{name}' made with {trial.checkpoint} (contract {trial.contract_hash}); "
-                            "use another name or another records file")
+            raise DataError(f"{records} holds trials of '{name}' made with {trial.checkpoint} (contract {trial.contract_hash});"
+                            " use another name or another records file")
     missing = [seed for seed in seeds if seed not in done]
     if missing:
         policy = load_policy(checkpoint, contract)

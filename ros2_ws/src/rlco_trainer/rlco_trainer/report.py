@@ -137,7 +137,8 @@ def _plots(source: ReportInput) -> list[tuple[str, bytes]]:
     ]
     if rl:
         plots.append(("Stage II: success in the twin", _curve(
-            {"exploring": (_series(rl, "rollout/success"), "#d9a38f"), "greedy": (_series(rl, "twin/success"), COLORS["rl_co"])},
+            {"exploring": (_series(rl, "rollout/success"), "#d9a38f"),
+             "greedy": (_series(rl, "twin/success"), COLORS["rl_co"])},
             "iteration", "success rate")))
         plots.append(("Stage II: forgetting monitor", _curve(
             {"held-out real loss": (_series(rl, "real/held_out_loss"), COLORS["rl_co"])}, "iteration", "held-out real loss")))

@@ -33,7 +33,8 @@ class Episode:
 
 
 @contextmanager
-def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int) -> Iterator[TwinPool]:
+def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int,
+              workers: int) -> Iterator[TwinPool]:
     """A pool whose images come at the policy's size."""
     pool = TwinPool(contract, task, domain, scenes=scenes, workers=workers, image_size=policy.spec.image_size)
     try:

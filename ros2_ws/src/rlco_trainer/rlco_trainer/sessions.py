@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from diagnostic_msgs.msg import DiagnosticArray
 from std_msgs.msg import String
 from tqdm import tqdm
 
@@ -34,11 +35,15 @@ class Session:
     task: str
     domain: str
     lockstep: bool
+    faulted: bool = False
 
     def reset(self, seed: int) -> None:
-        """Put the scene into the episode's initial state and start recording."""
+        """Put the scene into the episode's initial state, re-arm the gate if a fault ended the last one, and record."""
         self.client.set_parameters("/sim", seed=seed)
         self.client.must_trigger(topics.SIM_RESET, timeout_s=30.0)
+        if self.faulted:
+            self.client.must_trigger(topics.GATE_REARM)
+            self.faulted = False
         deadline = time.monotonic() + 10.0
         while True:     # the recorder refuses until the first observation of the new scene has reached it
             success, message = self.client.trigger(topics.RECORDER_START)
@@ -49,17 +54,23 @@ class Session:
             self.client.spin_for(0.05)
 
     def run(self, start: Callable[[], None], stop: Callable[[], None]) -> dict:
-        """Let the driver act until the episode is over; {success, failure, steps} as the bridge judges it."""
+        """Let the driver act until the episode is over; {success, failure, steps} as the bridge judges it.
+
+        A gate that latches a stop or fault ends the episode as a failure.
+        """
         scenes = self.client.subscribe(String, topics.SCENE, STATE_QOS)
+        gate = self.client.subscribe(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
         max_steps = self.contract.task(self.task).max_steps
         try:
             start()
             limit_s = 120.0 if self.lockstep else 10.0 + 3.0 * max_steps * self.contract.control_period_s
-            self.client.wait_until(lambda: scenes.find(lambda message: _over(message, max_steps)), limit_s,
-                                   f"the end of the episode on {topics.SCENE}")
+            self.client.wait_until(lambda: scenes.find(lambda message: _over(message, max_steps)) or gate.find(_latched),
+                                   limit_s, f"the end of the episode on {topics.SCENE}")
         finally:
             stop()
-        return json.loads(self.client.trigger(topics.SIM_SUCCESS)[1])
+        self.faulted = gate.find(_latched) is not None
+        outcome = json.loads(self.client.trigger(topics.SIM_SUCCESS)[1])
+        return outcome | {"success": False, "failure": True} if self.faulted else outcome
 
 
 @contextmanager
@@ -74,15 +85,16 @@ def open_session(contract: Contract, out: Path, *, task: str, domain: str, locks
     with Processes(out / "logs", domain_id) as processes, RosClient("session", domain_id, processes.check) as client:
         processes.start_node("rlco_sim_bridge.nodes.bridge_node", task=task, domain=domain, lockstep=lockstep, **common)
         processes.start_node("rlco_teleop.nodes.gate_node", lockstep=lockstep, **common)
-        processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=str(out.absolute()), operator=operator, **common)
+        processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=str(out.absolute()), operator=operator,
+                             **common)
         driving = driver(processes)
         for node in ("/sim", "/gate", "/recorder", driving):
             client.wait_active(node, START_TIMEOUT_S)
         yield Session(contract, client, task, domain, lockstep)
 
 
-def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "standin", count: int = 20, noise: float = 0.1,
-                    lockstep: bool = True, quiet: bool = False) -> list[Path]:
+def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "standin", count: int = 20,
+                    noise: float = 0.1, lockstep: bool = True, quiet: bool = False) -> list[Path]:
     """Record `count` successful demonstrations of the scripted operator; failed ones are discarded.
 
     Episodes that `out` already holds count, so a stopped recording goes on. Returns the bags.
@@ -97,8 +109,9 @@ def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "
                              use_sim_time=lockstep)
         return "/teleop"
 
-    with (open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator="scripted", driver=driver) as session,
-          tqdm(total=count, initial=len(recorded), desc=f"record {task} on {domain}", disable=quiet, dynamic_ncols=True) as bar):
+    with (open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator="scripted",
+                       driver=driver) as session,
+          tqdm(total=count, initial=len(recorded), desc=f"record {task} on {domain}", disable=quiet) as bar):
         client, tried = session.client, 0
         while len(recorded) < count:
             seed = next(seeds)
@@ -117,7 +130,8 @@ def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "
 
 
 def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: str, domain: str = "standin",
-                    seeds: Iterable[int] = (), name: str = "rl_co", lockstep: bool = False, quiet: bool = False) -> list[TrialRecord]:
+                    seeds: Iterable[int] = (), name: str = "rl_co", lockstep: bool = False,
+                    quiet: bool = False) -> list[TrialRecord]:
     """Run a checkpoint over ROS through the gate, one recorded bag and one trial record per seed."""
     seeds, trials = list(seeds), []
 
@@ -145,6 +159,10 @@ def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: st
 def _over(message: String, max_steps: int) -> bool:
     state = json.loads(message.data)
     return state["success"] or state["failure"] or state["steps"] >= max_steps
+
+
+def _latched(message: DiagnosticArray) -> bool:
+    return message.status[0].message in ("FAULT", "STOPPED")
 
 
 def _must(answer: tuple[bool, str]) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from rlco_common.contract import Contract, contract_from_json, require_same_contract
 from rlco_common.errors import DataError
 from rlco_common.observation import encode_image
-from rlco_trainer.dataset.writer import ACTION_KEY, SIDECAR, STATE_KEY, image_key
+from rlco_trainer.dataset.schema import ACTION_KEY, SIDECAR, STATE_KEY, image_key, lerobot_dataset_class
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,4 @@ def load_proprioception(root: Path) -> np.ndarray:
 
 
 def _table(root: Path):
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a local folder; never ask a hub
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-    return LeRobotDataset(repo_id=f"rlco/{root.name}", root=root).hf_dataset.with_format(None)
+    return lerobot_dataset_class()(repo_id=f"rlco/{root.name}", root=root).hf_dataset.with_format(None)

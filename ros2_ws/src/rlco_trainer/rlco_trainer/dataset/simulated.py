@@ -26,7 +26,8 @@ def _episodes(contract, task, domain, count, noise, workers, quiet) -> Iterator[
         for demo in DemoGenerator(contract, task, domain, SIM_DEMOS, count, noise=noise, workers=workers):
             metadata = EpisodeMetadata(
                 episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
-                operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True,
+                operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(),
+                success=True,
             )
             episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
             bar.update()

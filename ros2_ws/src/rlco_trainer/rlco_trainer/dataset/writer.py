@@ -17,31 +17,16 @@ import numpy as np
 from rlco_common.contract import Contract
 from rlco_common.errors import ConfigError, DataError
 from rlco_trainer.dataset.episode import AlignedEpisode
-
-SIDECAR = Path("meta") / "rlco.json"
-STATE_KEY = "observation.state"
-ACTION_KEY = "action"
-STAMP_KEY = "observation.stamp_ns"
-AGE_KEY = "observation.age_s"
-
-
-def image_key(camera: str) -> str:
-    return f"observation.images.{camera}"
-
-
-def features(contract: Contract) -> dict:
-    """The LeRobot feature table of a contract. Images are lossless (PNG): policy inputs stay byte-equal."""
-    table = {
-        image_key(name): {"dtype": "image", "shape": camera.shape, "names": ["height", "width", "channels"]}
-        for name, camera in contract.cameras.items()
-    }
-    proprioception = list(contract.proprioception_names)
-    ages = [*contract.cameras, "state"]
-    table[STATE_KEY] = {"dtype": "float32", "shape": (len(proprioception),), "names": proprioception}
-    table[ACTION_KEY] = {"dtype": "float32", "shape": (contract.action.dim,), "names": list(contract.action.names)}
-    table[STAMP_KEY] = {"dtype": "int64", "shape": (1,), "names": None}
-    table[AGE_KEY] = {"dtype": "float32", "shape": (len(ages),), "names": ages}
-    return table
+from rlco_trainer.dataset.schema import (
+    ACTION_KEY,
+    AGE_KEY,
+    SIDECAR,
+    STAMP_KEY,
+    STATE_KEY,
+    features,
+    image_key,
+    lerobot_dataset_class,
+)
 
 
 def write_dataset(
@@ -51,15 +36,13 @@ def write_dataset(
 
     Raises ConfigError when `root` exists and `overwrite` is false, DataError when there is no episode.
     """
-    from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
     root = Path(root)
     if root.exists() and not overwrite:
         raise ConfigError(f"{root} exists; choose another --out or give --overwrite")
     part = root.with_name(f".{root.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.parent.mkdir(parents=True, exist_ok=True)
-    dataset = LeRobotDataset.create(
+    dataset = lerobot_dataset_class().create(
         repo_id=f"rlco/{root.name}", fps=round(contract.control_rate_hz), features=features(contract), root=part,
         robot_type=contract.name, use_videos=False,
     )

@@ -1,0 +1,153 @@
+"""One recorded episode gives byte-equal policy inputs live, from its bag and from the dataset; ROS equals in-process."""
+
+import threading
+
+import numpy as np
+import pytest
+import rclpy
+import torch
+from rclpy.executors import SingleThreadedExecutor
+
+from rlco_common import topics
+from rlco_common.observation import encode_image
+from rlco_policy.checkpoint import load_policy
+from rlco_policy.interface import ObsBatch
+from rlco_policy.runner import observation_batch
+from rlco_sim_bridge.twin import Twin
+from rlco_teleop.bags import find_episodes, read_episode_metadata
+from rlco_trainer.dataset.align import align
+from rlco_trainer.dataset.build import build_dataset, read_streams
+from rlco_trainer.dataset.reader import load_demos
+from rlco_trainer.sessions import open_session
+
+SEED = 3
+
+
+@pytest.fixture(scope="module")
+def live(contract, briefly_trained, tmp_path_factory):
+    """One lock-step episode of a policy over ROS. The policy node runs in this process, so that its very inputs
+    can be kept: [(stamp, inputs)]; bridge, gate and recorder are processes of their own. Yields (inputs, bag)."""
+    import os
+
+    from rlco_policy.nodes import policy_node
+
+    domain = str(1 + (os.getpid() + 50) % 90)
+    previous = os.environ.get("ROS_DOMAIN_ID")
+    os.environ["ROS_DOMAIN_ID"] = domain
+    out = tmp_path_factory.mktemp("parity")
+    seen = []
+
+    class KeepingRunner(policy_node.PolicyRunner):
+        def infer(self, observation, instruction):
+            actions = super().infer(observation, instruction)
+            inputs = self.policy.preprocess(observation_batch(self.policy, [observation], [instruction]))
+            seen.append((observation.stamp_ns, inputs))
+            return actions
+
+    original, policy_node.PolicyRunner = policy_node.PolicyRunner, KeepingRunner
+    rclpy.init(args=["--ros-args", "-p", f"checkpoint:={briefly_trained}", "-p", "lockstep:=true",
+                     "-p", "use_sim_time:=true"])
+    node = policy_node.PolicyNode()
+    executor = SingleThreadedExecutor()
+    executor.add_node(node)
+    spinning = threading.Thread(target=executor.spin, daemon=True)
+    spinning.start()
+    try:
+        with open_session(contract, out, task="push_cube", domain="standin", lockstep=True, operator="policy",
+                          driver=lambda processes: "/policy") as session:
+            session.reset(SEED)
+            outcome = session.run(lambda: session.client.set_bool(topics.GATE_ENABLE_POLICY, True),
+                                  lambda: session.client.set_bool(topics.GATE_ENABLE_POLICY, False))
+            session.client.must_trigger(topics.RECORDER_SUCCESS)    # the dataset builder takes judged successes only
+    finally:
+        node.close()
+        executor.shutdown()
+        spinning.join(timeout=10)
+        node.destroy_node()
+        rclpy.try_shutdown()
+        policy_node.PolicyRunner = original
+        if previous is None:
+            del os.environ["ROS_DOMAIN_ID"]
+        else:
+            os.environ["ROS_DOMAIN_ID"] = previous
+    (bag,) = find_episodes(out)
+    start_ns = read_streams(contract, bag).images["front_camera"].stamps_ns[0]     # before it: the bridge's first episode
+    return [(stamp, inputs) for stamp, inputs in seen if stamp >= start_ns], bag, outcome
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) and a[name].dtype == b[name].dtype for name in a)
+
+
+def test_the_policy_looked_once_per_chunk(live, contract, briefly_trained):
+    inputs, _, outcome = live
+    chunk_ns = load_policy(briefly_trained, contract).spec.chunk * contract.control_period_ns
+    stamps = [stamp for stamp, _ in inputs]
+    assert len(stamps) >= 2
+    assert set(np.diff(stamps)) == {chunk_ns}
+    assert len(stamps) in (outcome["steps"] // 4, -(-outcome["steps"] // 4), outcome["steps"] // 4 + 1)
+
+
+def test_bag_inputs_equal_live_inputs(live, contract, briefly_trained):
+    inputs, bag, _ = live
+    policy = load_policy(briefly_trained, contract)
+    metadata = read_episode_metadata(bag)
+    episode = align(contract, read_streams(contract, bag), metadata).episode
+    rows = {int(stamp): row for row, stamp in enumerate(episode.stamps_ns)}
+    compared = 0
+    for stamp, live_inputs in inputs:
+        if stamp not in rows:
+            continue    # the picture of the end state, on which no command followed
+        row = rows[stamp]
+        obs = ObsBatch({name: torch.from_numpy(encode_image(images[row], 64)[None]) for name, images in episode.images.items()},
+                       torch.from_numpy(episode.proprioception[row : row + 1]), [metadata.instruction])
+        assert same(policy.preprocess(obs), live_inputs)
+        compared += 1
+    assert compared >= 2
+
+
+def test_dataset_inputs_equal_live_inputs(live, contract, briefly_trained, tmp_path):
+    inputs, bag, _ = live
+    policy = load_policy(briefly_trained, contract)
+    build_dataset(contract, [bag], tmp_path / "dataset", quiet=True)
+    demos = load_demos(tmp_path / "dataset", contract, policy.spec.image_size)
+    batch = demos.every_frame(policy.spec.horizon)
+    stored = policy.preprocess(ObsBatch({name: torch.from_numpy(images) for name, images in batch.images.items()},
+                                        torch.from_numpy(batch.proprioception), batch.instructions))
+    _, first = inputs[0]
+    assert same({name: value[:1] for name, value in stored.items()}, first)
+
+
+def test_commands_over_ros_equal_those_in_process(live, contract, briefly_trained):
+    """The same policy on the same initial state, without ROS, sends the same targets to the last bit."""
+    _, bag, outcome = live
+    policy = load_policy(briefly_trained, contract)
+    sent = read_streams(contract, bag).targets.values
+    twin = Twin(contract, "push_cube", "standin")
+    observation, targets, result = twin.reset(SEED), [], None
+    while result is None or not result.done:
+        actions = policy.act(policy.preprocess(observation_batch(policy, [observation], [twin.instruction])))
+        for action in actions[0].double().numpy():
+            result = twin.step(action)
+            targets.append(twin.target)
+            if result.done:
+                break
+        observation = twin.observe()
+    twin.close()
+    assert (result.success, result.failure, result.steps) == (outcome["success"], outcome["failure"], outcome["steps"])
+    assert len(sent) == len(targets)
+    for over_ros, in_process in zip(sent, targets, strict=True):
+        assert over_ros.as_array().tolist() == in_process.as_array().tolist()
+
+
+def test_the_bag_holds_the_gates_targets_not_the_measured_motion(live, contract):
+    _, bag, _ = live
+    streams = read_streams(contract, bag)
+    episode = align(contract, streams, read_episode_metadata(bag)).episode
+    targets = np.array([target.position for target in streams.targets.values])
+    assert np.cumsum(episode.actions[:, :3], axis=0)[-1] == pytest.approx(targets[-1] - streams.ee_pose.values[0].position,
+                                                                          abs=1e-5)
+    measured = np.array([pose.position for pose in streams.ee_pose.values])
+    assert np.abs(measured[1 : len(targets) + 1] - targets[: len(measured) - 1]).max() > 1e-3
+
+
