@@ -244,14 +244,15 @@ def test_a_chunk_that_nobody_takes_is_sent_again_unchanged(robot):
 # -- real time
 
 
-def stream(robot, duration_s, until=lambda: False, image_age_s=0.0, streams=("image", "joints", "pose")):
-    """Publish at 10 Hz for a time or until something is true, which is returned; images are of the given age."""
+def stream(robot, duration_s, until=lambda: False, image_age_s=0.0, state_age_s=0.0,
+           streams=("image", "joints", "pose")):
+    """Publish at 10 Hz for a time or until something is true, which is returned; samples are of the given ages."""
     end = time.monotonic() + duration_s
     sent = robot.sent = {}
     while time.monotonic() < end:
         now = time.time_ns()
         seen = observation(now - int(image_age_s * 1e9), seed=len(sent))
-        robot.publish(seen, stamp_ns=now, streams=streams)
+        robot.publish(seen, stamp_ns=now - int(state_age_s * 1e9), streams=streams)
         sent[seen.stamp_ns] = seen
         robot.client.spin_for(0.1)
         if found := until():
@@ -291,14 +292,15 @@ def test_chunks_follow_each_other_when_they_are_used_up(robot):
 
 
 @in_realtime
-def test_an_image_past_its_age_is_refused_and_named(robot):
+@pytest.mark.parametrize("state_age_s", [0.0, CAMERA_SPEC.max_age_s + 0.3], ids=["image late", "everything late"])
+def test_an_image_past_its_age_is_refused_and_named(robot, state_age_s):
     stream(robot, 1.0)
     robot.client.spin_for(0.5)          # a last chunk may be under way
     robot.chunks.clear()
-    status = stream_until_report(robot, lambda s: CAMERA in s.message and "old" in s.message,
-                                 image_age_s=CAMERA_SPEC.max_age_s + 0.3)
+    late = {"image_age_s": CAMERA_SPEC.max_age_s + 0.3, "state_age_s": state_age_s}
+    status = stream_until_report(robot, lambda s: CAMERA in s.message and "old" in s.message, **late)
     assert status.level == DiagnosticStatus.WARN
-    stream(robot, 1.2, image_age_s=CAMERA_SPEC.max_age_s + 0.3)
+    stream(robot, 1.2, **late)
     assert not robot.chunks.messages
 
 

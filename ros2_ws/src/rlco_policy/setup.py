@@ -20,7 +20,7 @@ setup(
     description="Vision-language-action policies behind one interface, and the node that runs them on the robot.",
     license="Apache-2.0",
     entry_points={
-        "console_scripts": [],
+        "console_scripts": ["policy_node = rlco_policy.nodes.policy_node:main"],
         "rlco.policies": [
             "compact_flow = rlco_policy.compact.flow:CompactFlow",
             "compact_token = rlco_policy.compact.token:CompactToken",
