@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Checks the structure: which package may import which, where rclpy and torch may be imported, node size, manifests.
 
-Runs with any Python 3.10+, without the project's environment. Prints what is wrong and where; exit status 1 then.
+Runs with Python 3.12, without the project's environment. Prints what is wrong and where; exit status 1 then.
 """
 
 import ast

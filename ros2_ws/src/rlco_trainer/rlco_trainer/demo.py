@@ -32,7 +32,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(real_demos=20, sim_demos=300, sft_steps=800, rl_overrides=(), trials=100, ros_trials=4),
+    "full": Scale(real_demos=20, sim_demos=60, sft_steps=400, rl_overrides=(), trials=100, ros_trials=4),
     "mini": Scale(real_demos=4, sim_demos=8, sft_steps=20, trials=4, ros_trials=1, rl_overrides=(
         "iterations=2", "episodes=8", "scenes=4", "measure_episodes=4", "measure_every=1", "min_initial_success=0",
         "held_out=1", "critic_warmup=1", "sft_batch_size=16", "ppo.minibatch_size=16")),
@@ -128,13 +128,17 @@ class _Demo:
         return "rl_co"
 
     def evaluate(self) -> str:
+        from rlco_policy.checkpoint import load_policy
         from rlco_trainer.evaluation import evaluate
+        from rlco_trainer.rollout import open_pool
 
         seeds = EVALUATION[: self.scale.trials]
+        policies = {arm: self.out / arm / "policy" for arm in ARMS}
         for domain in ("standin", "twin"):
-            for arm in ARMS:
-                evaluate(self.out / arm / "policy", arm, self.contract, task=TASK, domain=domain, seeds=seeds,
-                         records=self.out / "trials.jsonl")
+            with open_pool(self.contract, load_policy(policies["rl_co"]), TASK, domain, scenes=16, workers=2) as pool:
+                for arm, policy in policies.items():
+                    evaluate(policy, arm, self.contract, task=TASK, domain=domain, seeds=seeds,
+                             records=self.out / "trials.jsonl", pool=pool)
         return f"{self.scale.trials} paired initial states, two domains"
 
     def deploy(self) -> str:

@@ -33,7 +33,7 @@ def _pictures(contract: Contract, task: str) -> dict[str, np.ndarray]:
     """The same initial state in both domains, large for people, and as the policy gets it."""
     from rlco_sim_bridge.view import side_by_side
 
-    return {f"Initial state {seed}: twin (left) and stand-in (right)": side_by_side(contract, task, seed)
+    return {f"Initial state {seed}: twin (left) and stand-in (right)": side_by_side(contract, task, seed=seed)
             for seed in EVALUATION[:2]}
 
 
@@ -73,7 +73,7 @@ def _lineage(out: Path) -> list[dict]:
 def _commands(out: Path, task: str) -> list[str]:
     return [
         f"rlco record {task} -n 20 --out {out}/bags",
-        f"rlco demos {task} -n 300 --out {out}/datasets/sim",
+        f"rlco demos {task} -n 60 --out {out}/datasets/sim",
         f"rlco dataset build {out}/bags --out {out}/datasets/real",
         f"rlco train stage1 push_cube_stage1 out={out}/sft_cotraining real={out}/datasets/real sim={out}/datasets/sim",
         f"rlco train stage2 push_cube_stage2 out={out}/rl_co start={out}/sft_cotraining/policy real={out}/datasets/real",

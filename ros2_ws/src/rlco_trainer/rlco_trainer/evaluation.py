@@ -1,5 +1,6 @@
 """The in-process evaluator: many paired trials in twins, one JSON line each."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from tqdm import tqdm
@@ -8,16 +9,18 @@ from rlco_common.contract import Contract
 from rlco_common.errors import DataError
 from rlco_common.records import TrialRecord, append_records, read_records
 from rlco_policy.checkpoint import load_policy
+from rlco_sim_bridge.pool import TwinPool
 from rlco_trainer.rollout import Episode, open_pool, run_episodes
 
 BLOCK = 64
 
 
 def evaluate(checkpoint: Path, name: str, contract: Contract, *, task: str, domain: str, seeds: range | list[int],
-             records: Path, scenes: int = 16, workers: int = 2, quiet: bool = False) -> list[TrialRecord]:
+             records: Path, scenes: int = 16, workers: int = 2, pool: TwinPool | None = None,
+             quiet: bool = False) -> list[TrialRecord]:
     """Act greedily from every seed's initial state and append the trials to `records`; return this arm's trials.
 
-    Trials that `records` already holds for this arm, task and domain are not run again, so a killed evaluation goes on
+    pool: twins of this task and domain to use again, instead of opening some. Trials that `records` already holds for this arm, task and domain are not run again, so a killed evaluation goes on
     where it stopped. Raises DataError when they were made with another checkpoint or contract.
     """
     done = {trial.seed: trial for trial in (read_records(records) if records.exists() else [])
@@ -29,7 +32,9 @@ def evaluate(checkpoint: Path, name: str, contract: Contract, *, task: str, doma
     missing = [seed for seed in seeds if seed not in done]
     if missing:
         policy = load_policy(checkpoint, contract)
-        with (open_pool(contract, policy, task, domain, scenes=min(scenes, len(missing)), workers=workers) as pool,
+        opened = nullcontext(pool) if pool is not None else open_pool(
+            contract, policy, task, domain, scenes=min(scenes, len(missing)), workers=workers)
+        with (opened as pool,
               tqdm(total=len(missing), desc=f"evaluate {name} on {domain}", disable=quiet, dynamic_ncols=True) as bar):
             for start in range(0, len(missing), BLOCK):
                 episodes = run_episodes(policy, pool, missing[start : start + BLOCK], on_done=lambda _: bar.update())
