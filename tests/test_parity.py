@@ -1,11 +1,14 @@
 """One recorded episode gives byte-equal policy inputs live, from its bag and from the dataset; ROS equals in-process."""
 
+import json
+import shutil
 import threading
 
 import numpy as np
 import pytest
 import rclpy
 import torch
+import yaml
 from rclpy.executors import SingleThreadedExecutor
 
 from rlco_common import topics
@@ -14,10 +17,10 @@ from rlco_policy.checkpoint import load_policy
 from rlco_policy.interface import ObsBatch
 from rlco_policy.runner import observation_batch
 from rlco_sim_bridge.twin import Twin
-from rlco_teleop.bags import find_episodes, read_episode_metadata
+from rlco_teleop.bags import METADATA_KEY, find_episodes, read_episode_metadata
 from rlco_trainer.dataset.align import align
 from rlco_trainer.dataset.build import build_dataset, read_streams
-from rlco_trainer.dataset.reader import load_demos
+from rlco_trainer.dataset.reader import load_demos, read_sidecar
 from rlco_trainer.sessions import open_session
 
 SEED = 3
@@ -151,3 +154,25 @@ def test_the_bag_holds_the_gates_targets_not_the_measured_motion(live, contract)
     assert np.abs(measured[1 : len(targets) + 1] - targets[: len(measured) - 1]).max() > 1e-3
 
 
+def test_bags_that_cannot_be_used_are_left_out_by_name(live, contract, tmp_path):
+    """Failed, unjudged and foreign episodes stay out of the dataset, each with its reason."""
+    _, bag, _ = live
+    changes = {
+        "good": {},
+        "failed": {"success": False},
+        "cut": {"success": None, "repaired": True},
+        "foreign": {"contract": contract.to_json().replace('"control_rate_hz":5.0', '"control_rate_hz":10.0')},
+    }
+    for name, change in changes.items():
+        copy = tmp_path / "bags" / name
+        shutil.copytree(bag, copy)
+        information = yaml.safe_load((copy / "metadata.yaml").read_text())
+        custom = information["rosbag2_bagfile_information"]["custom_data"]
+        custom[METADATA_KEY] = json.dumps(json.loads(custom[METADATA_KEY]) | change)
+        (copy / "metadata.yaml").write_text(yaml.safe_dump(information))
+    report = build_dataset(contract, [tmp_path / "bags"], tmp_path / "dataset", quiet=True)
+    assert set(report.kept) == {"good"}
+    assert "marked as failed" in report.left_out["failed"]
+    assert "cut off and repaired" in report.left_out["cut"]
+    assert "control_rate_hz: 5.0 -> 10.0" in report.left_out["foreign"]
+    assert read_sidecar(tmp_path / "dataset")["lineage"]["left_out"].keys() == {"failed", "cut", "foreign"}

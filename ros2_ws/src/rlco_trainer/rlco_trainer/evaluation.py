@@ -20,8 +20,9 @@ def evaluate(checkpoint: Path, name: str, contract: Contract, *, task: str, doma
              quiet: bool = False) -> list[TrialRecord]:
     """Act greedily from every seed's initial state and append the trials to `records`; return this arm's trials.
 
-    pool: twins of this task and domain to use again, instead of opening some. Trials that `records` already holds for this arm, task and domain are not run again, so a killed evaluation goes on
-    where it stopped. Raises DataError when they were made with another checkpoint or contract.
+    Trials that `records` already holds for this arm, task and domain are not run again, so a killed evaluation goes on
+    where it stopped. pool: twins of this task and domain to use instead of opening some. Raises DataError when the held
+    trials were made with another checkpoint or contract.
     """
     done = {trial.seed: trial for trial in (read_records(records) if records.exists() else [])
             if (trial.policy, trial.task, trial.domain, trial.over_ros) == (name, task, domain, False)}
