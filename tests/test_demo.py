@@ -13,6 +13,7 @@ from rlco_teleop.bags import find_episodes, read_episode_metadata
 from rlco_trainer.dataset.reader import read_sidecar
 from rlco_trainer.metrics import read_metrics
 
+pytestmark = pytest.mark.timeout(1000)     # the first test pays for the whole demo
 ARMS = ("real_only", "sft_cotraining", "rl_co")
 
 
@@ -26,7 +27,6 @@ def demo(tmp_path_factory):
     return out, result.stdout
 
 
-@pytest.mark.timeout(1000)
 def test_every_step_left_its_artefact(demo, contract):
     out, _ = demo
     bags = find_episodes(out / "bags")
