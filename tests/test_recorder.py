@@ -277,6 +277,16 @@ class Table:
     def wait_connected(self):
         self.client.wait_active("/recorder")
         self.client.wait_until(lambda: all(p.get_subscription_count() for p in self.publishers), 10, "the recorder")
+        self.client.wait_until(self.heard, 10, "the recorder to hear every stream")
+
+    def heard(self):
+        """Whether an episode can start. The subscription counts still hold a recorder that was killed a moment ago."""
+        self.reset(0)
+        self.tick(1)
+        ok, _ = self.client.trigger(topics.RECORDER_START)
+        if ok:
+            self.client.must_trigger(topics.RECORDER_DISCARD)
+        return ok
 
     def tick(self, number):
         """One tick's observation and command; number is the stamp in seconds and the x of the pose."""
