@@ -17,6 +17,7 @@ from rlco_common import seeds, topics
 from rlco_common.contract import load_contract
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import RlcoError
+from rlco_common.messages import image_from_msg, pose_from_msg
 from rlco_common.pose import Pose, compose_delta, rotation_matrix
 from rlco_common.processes import Processes
 from rlco_common.ros import (
@@ -24,8 +25,6 @@ from rlco_common.ros import (
     COMMAND_QOS,
     EVENT_QOS,
     STATE_QOS,
-    image_from_msg,
-    pose_from_msg,
     pose_to_msg,
     stamp_to_ns,
 )

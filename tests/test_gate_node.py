@@ -21,9 +21,10 @@ from rlco_common import topics
 from rlco_common.contract import contract_directory, load_contract
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ProcessError
+from rlco_common.messages import pose_from_msg
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
-from rlco_common.ros import COMMAND_QOS, EVENT_QOS, STATE_QOS, chunk_to_msg, pose_from_msg, pose_to_msg, stamp_from_ns
+from rlco_common.ros import COMMAND_QOS, EVENT_QOS, STATE_QOS, chunk_to_msg, pose_to_msg, stamp_from_ns
 from rlco_common.ros_client import RosClient
 
 CONTRACT = load_contract()

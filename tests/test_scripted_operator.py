@@ -12,9 +12,10 @@ from rlco_common import topics
 from rlco_common.contract import load_contract
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ConfigError, DataError
+from rlco_common.messages import pose_from_msg
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
-from rlco_common.ros import EVENT_QOS, STATE_QOS, pose_from_msg, pose_to_msg, stamp_from_ns
+from rlco_common.ros import EVENT_QOS, STATE_QOS, pose_to_msg, stamp_from_ns
 from rlco_common.ros_client import RosClient
 from rlco_sim_bridge.experts import make_expert
 from rlco_sim_bridge.scene_state import SceneState, scene_state_from_json

@@ -22,9 +22,8 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from rlco_common.contract import CameraSpec, Contract, contract_directory, load_contract
+from rlco_common.contract import Contract, contract_directory, load_contract
 from rlco_common.errors import DataError, RlcoError
-from rlco_common.observation import decode_camera_image
 from rlco_common.pose import Pose
 
 # Camera streams are reliable with a deep queue: best effort loses most large frames under load.
@@ -147,14 +146,6 @@ def pose_to_msg(pose: Pose, frame: str, stamp_ns: int) -> PoseStamped:
     return message
 
 
-def pose_from_msg(message: PoseStamped) -> Pose:
-    position, orientation = message.pose.position, message.pose.orientation
-    return Pose(
-        np.array([position.x, position.y, position.z]),
-        np.array([orientation.x, orientation.y, orientation.z, orientation.w]),
-    )
-
-
 def image_to_msg(image: np.ndarray, frame: str, stamp_ns: int) -> Image:
     """Image message of a uint8 RGB [height, width, 3] array."""
     message = Image(height=image.shape[0], width=image.shape[1], encoding="rgb8", step=image.shape[1] * 3)
@@ -164,11 +155,6 @@ def image_to_msg(image: np.ndarray, frame: str, stamp_ns: int) -> Image:
     data.frombytes(np.ascontiguousarray(image))
     message.data = data
     return message
-
-
-def image_from_msg(camera: CameraSpec, message: Image) -> np.ndarray:
-    """uint8 RGB [height, width, 3] of an Image message; raises DataError when it breaks the contract."""
-    return decode_camera_image(camera, message.data, message.height, message.width, message.encoding, message.step)
 
 
 def joint_state_to_msg(contract: Contract, arm: np.ndarray, gripper: float, stamp_ns: int) -> JointState:

@@ -22,6 +22,7 @@ from rlco_common import topics
 from rlco_common.assembler import ObservationAssembler, ObservationUnavailable
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import RlcoError
+from rlco_common.messages import image_from_msg, pose_from_msg
 from rlco_common.ros import (
     CAMERA_QOS,
     COMMAND_QOS,
@@ -32,8 +33,6 @@ from rlco_common.ros import (
     declare,
     declare_contract,
     diagnostics,
-    image_from_msg,
-    pose_from_msg,
     run_node,
     stamp_to_ns,
 )

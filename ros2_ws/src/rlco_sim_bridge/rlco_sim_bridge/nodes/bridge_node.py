@@ -22,6 +22,7 @@ from std_srvs.srv import Trigger
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC
 from rlco_common.errors import RlcoError
+from rlco_common.messages import pose_from_msg
 from rlco_common.ros import (
     CAMERA_QOS,
     COMMAND_QOS,
@@ -33,7 +34,6 @@ from rlco_common.ros import (
     diagnostics,
     image_to_msg,
     joint_state_to_msg,
-    pose_from_msg,
     pose_to_msg,
     run_node,
     stamp_to_ns,

@@ -15,6 +15,7 @@ from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import DataError, RlcoError
 from rlco_common.gate import Command, GateState, Refusal
 from rlco_common.gate_drives import LockstepGate, RealTimeGate
+from rlco_common.messages import pose_from_msg
 from rlco_common.ros import (
     COMMAND_QOS,
     EVENT_QOS,
@@ -24,7 +25,6 @@ from rlco_common.ros import (
     declare,
     declare_contract,
     diagnostics,
-    pose_from_msg,
     pose_to_msg,
     run_node,
     stamp_to_ns,

@@ -12,8 +12,7 @@ from tqdm import tqdm
 from rlco_common.contract import Contract, contract_from_json, require_same_contract
 from rlco_common.episode import EpisodeMetadata
 from rlco_common.errors import DataError, RlcoError
-from rlco_common.observation import decode_camera_image
-from rlco_common.pose import Pose
+from rlco_common.messages import image_from_msg, pose_from_msg
 from rlco_teleop.bags import Bag, find_episodes, read_episode_metadata
 from rlco_trainer.dataset.align import RecordedStreams, Samples, align
 from rlco_trainer.dataset.episode import AlignedEpisode, idle_ticks
@@ -89,16 +88,16 @@ def read_streams(contract: Contract, directory: Path) -> RecordedStreams:
     """The streams of a bag that alignment needs; images decode lazily."""
     topics = contract.topics
     with Bag(directory) as bag:
-        targets = [(_stamp(item), _pose(item.message)) for item in bag.messages(topics.target_pose)]
+        targets = [(_stamp(item), pose_from_msg(item.message)) for item in bag.messages(topics.target_pose)]
         grippers = [(item.log_ns, float(item.message.data[0])) for item in bag.messages(topics.gripper_command)]
         if len(grippers) == len(targets):   # the gate sends both per tick; the gripper's type has no stamp of its own
             grippers = [(stamp, opening) for (stamp, _), (_, opening) in zip(targets, grippers, strict=True)]
         return RecordedStreams(
-            images={name: Samples.of([(_stamp(item), partial(_image, camera, item.message))
+            images={name: Samples.of([(_stamp(item), partial(image_from_msg, camera, item.message))
                                       for item in bag.messages(camera.topic)]) for name, camera in contract.cameras.items()},
             joint_states=Samples.of([(_stamp(item), (list(item.message.name), np.asarray(item.message.position)))
                                      for item in bag.messages(topics.joint_states)]),
-            ee_pose=Samples.of([(_stamp(item), _pose(item.message)) for item in bag.messages(topics.ee_pose)]),
+            ee_pose=Samples.of([(_stamp(item), pose_from_msg(item.message)) for item in bag.messages(topics.ee_pose)]),
             targets=Samples.of(targets), gripper=Samples.of(grippers),
         )
 
@@ -152,12 +151,3 @@ def _require_in_limits(contract: Contract, episode: AlignedEpisode) -> None:
 def _stamp(item) -> int:
     """The header stamp; a driver that leaves it zero gets the time of recording."""
     return item.stamp_ns or item.log_ns
-
-
-def _pose(message) -> Pose:
-    position, orientation = message.pose.position, message.pose.orientation
-    return Pose([position.x, position.y, position.z], [orientation.x, orientation.y, orientation.z, orientation.w])
-
-
-def _image(camera, message) -> np.ndarray:
-    return decode_camera_image(camera, message.data, message.height, message.width, message.encoding, message.step)
