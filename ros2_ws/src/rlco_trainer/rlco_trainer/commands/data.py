@@ -1,0 +1,73 @@
+"""`rlco record`, `rlco demos`, `rlco dataset`: where demonstrations come from."""
+
+from pathlib import Path
+
+from rlco_trainer.commands.base import command, contract_option
+
+
+def add(commands) -> None:
+    _record(commands)
+    _demos(commands)
+    _dataset(commands)
+
+
+def _record(commands) -> None:
+    def run(options):
+        from rlco_common.contract import load_contract
+        from rlco_trainer.sessions import record_episodes
+
+        record_episodes(load_contract(options.contract), options.out, task=options.task, domain=options.domain,
+                        count=options.count, noise=options.noise)
+
+    parser = command(commands, "record", run, "record demonstrations of the scripted operator on the stand-in, over ROS")
+    parser.add_argument("task", help="task of the contract, for example push_cube")
+    parser.add_argument("-n", "--count", type=int, default=20, help="successful episodes to record")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the bags")
+    parser.add_argument("--domain", default="standin", help="domain that the bridge simulates")
+    parser.add_argument("--noise", type=float, default=0.1, help="relative noise on the operator's motions")
+    contract_option(parser)
+
+
+def _demos(commands) -> None:
+    def run(options):
+        from rlco_common.contract import load_contract
+        from rlco_trainer.dataset.simulated import write_simulated_demos
+
+        write_simulated_demos(load_contract(options.contract), options.out, task=options.task, domain=options.domain,
+                              count=options.count, noise=options.noise, workers=options.workers,
+                              overwrite=options.overwrite)
+
+    parser = command(commands, "demos", run, "generate simulated demonstrations with the scripted expert")
+    parser.add_argument("task", help="task of the contract, for example push_cube")
+    parser.add_argument("-n", "--count", type=int, default=1000, help="successful episodes to write")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the LeRobot dataset")
+    parser.add_argument("--domain", default="twin", help="twin, standin, or a domain YAML")
+    parser.add_argument("--noise", type=float, default=0.1, help="relative noise on the expert's actions")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    contract_option(parser)
+
+
+def _dataset(commands) -> None:
+    tools = command(commands, "dataset", None, "build datasets from bags, and look at them").add_subparsers(
+        title="dataset commands", metavar="COMMAND", required=True)
+
+    def build(options):
+        from rlco_common.contract import load_contract
+        from rlco_trainer.dataset.build import build_dataset
+
+        print(build_dataset(load_contract(options.contract), options.bags, options.out,
+                            overwrite=options.overwrite).text())
+
+    parser = command(tools, "build", build, "make a LeRobot v3 dataset from recorded bags")
+    parser.add_argument("bags", nargs="+", type=Path, help="episode bags, or directories that hold them")
+    parser.add_argument("--out", type=Path, required=True, help="directory of the dataset")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    contract_option(parser)
+
+    def info(options):
+        from rlco_trainer.dataset.build import describe_dataset
+
+        print(describe_dataset(options.dataset))
+
+    command(tools, "info", info, "print what a dataset holds").add_argument("dataset", type=Path)
