@@ -11,10 +11,9 @@ from rlco_common.contract import load_contract
 from rlco_common.errors import ConfigError, TwinError
 from rlco_common.pose import Pose, delta_between
 from rlco_sim_bridge.domain import load_domain
-from rlco_sim_bridge.environment import PushCubeEnv
+from rlco_sim_bridge.environment import ENVIRONMENTS
 from rlco_sim_bridge.experts import make_expert
 from rlco_sim_bridge.scene_state import scene_state_from_json
-from rlco_sim_bridge.tasks import push_cube
 from rlco_sim_bridge.twin import Twin
 from rlco_sim_bridge.view import side_by_side
 
@@ -107,21 +106,6 @@ def test_domains_share_initial_states_and_instructions(rendered):
         assert np.abs(difference).mean() > 20, "the domains look alike"
 
 
-def test_seeds_vary_everything_that_language_and_sight_must_resolve():
-    layout, task = push_cube.load_layout(), CONTRACT.task("push_cube")
-    states = [push_cube.sample(layout, task, seed) for seed in range(400)]
-    slots = [list(state.objects).index(state.named) for state in states]
-    assert min(np.bincount(slots, minlength=3)) > 80
-    assert {state.named for state in states} == set(task.slots["color"])
-    assert len({state.instruction for state in states}) == len(task.instructions) * len(task.slots["color"])
-    for state in states:
-        assert state.named in state.instruction
-        assert all(color == state.named or color not in state.instruction for color in state.objects)
-        x = np.array([pose.position[:2] for pose in state.objects.values()])
-        gaps = np.linalg.norm(x[:, None] - x[None], axis=-1)[np.triu_indices(3, 1)]
-        assert gaps.min() > 1.5 * layout.cube_size_m
-
-
 @pytest.mark.parametrize("domain", ["twin", "standin"])
 def test_the_expert_solves_the_task(blind, domain):
     results = [expert_episode(blind[domain], seed, noise=0.1) for seed in range(SEED, SEED + 25)]
@@ -186,7 +170,7 @@ def test_gain_and_delay_of_a_domain():
 def test_the_lean_path_equals_maniskills_own_step(blind):
     """Stepping without gym gives the states of env.step of the registered environment, through a push."""
     twin = blind["twin"]
-    env = PushCubeEnv(num_envs=1, obs_mode="none", contract=CONTRACT, domain="twin", sim_backend="physx_cpu",
+    env = ENVIRONMENTS["push_cube"](num_envs=1, obs_mode="none", contract=CONTRACT, domain="twin", sim_backend="physx_cpu",
                       render_backend="none")
     env.reset(seed=SEED)
     twin.reset(SEED)
@@ -199,7 +183,7 @@ def test_the_lean_path_equals_maniskills_own_step(blind):
         qpos = env.agent.robot.qpos[0].numpy()
         np.testing.assert_allclose(twin.observe().joint_positions, qpos[:7], atol=2e-3)
         for color, pose in twin.scene_state().objects.items():
-            np.testing.assert_allclose(pose.position, env.cubes[color].pose.p[0].numpy(), atol=2e-3)
+            np.testing.assert_allclose(pose.position, env.bodies[color].pose.p[0].numpy(), atol=2e-3)
         assert bool(info["success"]) == result.success
         assert bool(terminated) == result.done
         done = result.done
@@ -217,22 +201,6 @@ def test_the_registered_environment_shows_what_the_twin_shows(rendered):
     _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
     assert (float(reward), bool(terminated), bool(truncated)) == (0.0, False, False)
     env.close()
-
-
-def test_judge_tells_success_disturbance_and_failure():
-    layout = push_cube.load_layout()
-    start, named = np.zeros((3, 2)), np.array([False, True, False])
-
-    def judged(*moves):
-        return tuple(map(bool, push_cube.judge(layout, start, start + np.array(moves), named)))
-
-    enough, still = layout.push_distance_m + 0.001, (0.0, 0.0)
-    assert judged(still, (enough, 0.0), still) == (True, False)
-    assert judged(still, (enough - 0.002, 0.0), still) == (False, False)
-    assert judged(still, (-enough, 0.0), still) == (False, False)
-    assert judged((0.0, layout.disturbed_m + 0.001), (enough, 0.0), still) == (False, False)
-    assert judged((0.0, layout.failure_m + 0.001), (enough, 0.0), still) == (False, True)
-    assert judged(still, still, (-layout.failure_m - 0.001, 0.0)) == (False, True)
 
 
 def test_pushing_another_cube_fails_and_doing_nothing_times_out(blind):
@@ -306,6 +274,6 @@ def test_cubes_and_tool_can_be_told_apart_at_policy_size(rendered):
 
 
 def test_the_picture_for_people_shows_the_domains_side_by_side():
-    picture = side_by_side(CONTRACT, seed=SEED, width=160, height=120)
+    picture = side_by_side(CONTRACT, "push_cube", seed=SEED, width=160, height=120)
     assert picture.shape == (120, 2 * 160 + 8, 3)
     assert np.abs(picture[:, :160].astype(int) - picture[:, -160:]).mean() > 15

@@ -6,6 +6,7 @@ from rlco_common.contract import Contract
 from rlco_common.errors import TwinError
 from rlco_sim_bridge.domain import Domain
 from rlco_sim_bridge.pool import Rollout, TwinPool
+from rlco_sim_bridge.variation import NOMINAL, Variation
 
 _TRIED_BEFORE_GIVING_UP = 20
 
@@ -18,12 +19,12 @@ class DemoGenerator:
     """
 
     def __init__(self, contract: Contract, task: str, domain: str | Domain, seeds: Iterable[int], count: int, *,
-                 noise: float = 0.1, workers: int = 2, layout="push_cube", render: bool = True):
+                 noise: float = 0.1, workers: int = 2, variation: Variation = NOMINAL, layout=None, render: bool = True):
         self._arguments = (contract, task, domain)
         self._seeds = seeds
         self._noise = noise
         self._workers = workers
-        self._options = {"layout": layout, "render": render}
+        self._options = {"variation": variation, "layout": layout, "render": render}
         self.count = count
         self.rejected = 0
 

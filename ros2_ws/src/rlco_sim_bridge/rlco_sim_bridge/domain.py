@@ -1,11 +1,12 @@
 """A domain: how one physical (or simulated) table looks and behaves. Data only; the twin and the stand-in are two files."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from rlco_common.errors import ConfigError
 from rlco_common.resources import shipped_file
 from rlco_common.strict import from_mapping, load_yaml
 
@@ -52,13 +53,22 @@ class GripperSpec:
 
 @dataclass(frozen=True)
 class ContactSpec:
-    """Friction coefficient (static and dynamic) of table and objects, and the objects' density."""
+    """Friction coefficient (static and dynamic) of table and objects, and the objects' density.
+
+    rolling_damping: angular damping of objects, 1/s, in place of rolling friction. drawer_friction (N) and drawer_damping
+    (N s/m) of a drawer's rails.
+    """
 
     friction: float
     density_kg_m3: float
+    rolling_damping: float
+    drawer_friction: float
+    drawer_damping: float
 
     def __post_init__(self):
         _require_positive(self, "friction", "density_kg_m3")
+        if min(self.rolling_damping, self.drawer_friction, self.drawer_damping) < 0:
+            raise ValueError("rolling_damping, drawer_friction and drawer_damping must not be negative")
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,10 @@ class CameraView:
 
 @dataclass(frozen=True)
 class Domain:
-    """Everything that differs between the twin and the stand-in. Files: `config/domains/*.yaml`."""
+    """Everything that differs between the twin and the stand-in. Files: `config/domains/*.yaml`.
+
+    task_cameras: task -> the cameras that stand elsewhere for that task.
+    """
 
     name: str
     arm: ArmSpec
@@ -133,6 +146,21 @@ class Domain:
     light: LightSpec
     look: LookSpec
     cameras: dict[str, CameraView]
+    task_cameras: dict[str, dict[str, CameraView]] = field(default_factory=dict)
+
+    def camera(self, name: str, task: str) -> CameraView:
+        """Where camera `name` stands for a task. Raises ConfigError naming the cameras that the domain has."""
+        views = self.cameras | self.task_cameras.get(task, {})
+        if name not in views:
+            raise ConfigError(f"domain '{self.name}' has no camera {name}, which the contract names; it has {', '.join(views)}")
+        return views[name]
+
+    def color(self, name: str) -> Vector:
+        """Colour of an object part. Raises ConfigError naming the colours that the domain has."""
+        if name not in self.look.objects:
+            raise ConfigError(f"domain '{self.name}' has no colour for '{name}' under look.objects; it has "
+                              f"{', '.join(self.look.objects)}")
+        return self.look.objects[name]
 
 
 def load_domain(source: "str | Path | Domain") -> Domain:

@@ -1,9 +1,9 @@
-"""The tasks as registered ManiSkill environments, built from a domain.
+"""The tasks as registered ManiSkill environments, built from a domain: on a CPU one scene, on a GPU many in a batch.
 
     gym.make("RlcoPushCube-v1", domain="twin", obs_mode="rgb", sim_backend="physx_cpu", render_backend="cpu")
 
-The world frame is the robot's base frame. A domain's command gain and delay belong to the command path and are applied
-by rlco_sim_bridge.twin.Twin; everything else of a domain is in the environment.
+The world frame is the robot's base frame. A domain's delay belongs to rlco_sim_bridge.twin.Twin; everything else of a
+domain is in the environment.
 """
 
 import numpy as np
@@ -16,47 +16,56 @@ from mani_skill.utils.structs import Pose as BatchedPose
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
 from rlco_common.contract import Contract, load_contract
+from rlco_common.errors import ConfigError
 from rlco_common.pose import Pose
-from rlco_sim_bridge import shaders, textures
+from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import start_qpos
-from rlco_sim_bridge.domain import CameraView, Domain, load_domain
+from rlco_sim_bridge.domain import Domain, load_domain
 from rlco_sim_bridge.robot import CONTROL_MODE, panda_class
-from rlco_sim_bridge.tasks import push_cube
+from rlco_sim_bridge.scenery import PARKING_TOP_M, Scenery, camera_pose, to_sapien
+from rlco_sim_bridge.tasks import load_task
+from rlco_sim_bridge.tasks.base import EpisodeState, Snapshot
+from rlco_sim_bridge.variation import NOMINAL, Variation
 
 PHYSICS_RATE_HZ = 100
-SOLVER_ITERATIONS = 8       # of ManiSkill's 15: a quarter less time a step, and enough for a few cubes
-TABLE_MIN_M, TABLE_MAX_M = (-0.4, -0.8, -0.04), (1.0, 0.8, 0.0)
+SOLVER_ITERATIONS = 8       # of ManiSkill's 15: a quarter less time a step, and enough for a few small bodies
 NEAR_M, FAR_M = 0.02, 10.0    # clipping planes of the cameras
-PARKING_TOP_M = -0.6      # a shelf below the table holds the objects that are not in play
-
-
-def to_sapien(pose: Pose) -> sapien.Pose:
-    x, y, z, w = pose.quaternion
-    return sapien.Pose(pose.position, [w, x, y, z])
-
-
-def from_sapien(pose: sapien.Pose) -> Pose:
-    w, x, y, z = pose.q
-    return Pose(pose.p, [x, y, z, w])
-
-
-def camera_pose(view: CameraView) -> sapien.Pose:
-    """SAPIEN's camera pose: x forward, y left, z up."""
-    matrix = np.eye(4)
-    matrix[:3, :3], matrix[:3, 3] = view.rotation(), view.eye_m
-    return sapien.Pose(matrix)
+PARKING_FIRST_M, PARKING_SPACING_M = -0.3, 0.12
+UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
 
 
 class TabletopEnv(BaseEnv):
-    """Robot, table, lights and cameras of a domain. A task adds its objects."""
+    """Robot, table, lights and cameras of a domain, and the bodies of the task that a subclass names.
 
-    SUPPORTED_REWARD_MODES = ("sparse", "none")
+    The initial state of an episode is `task.sample(seed)`, for every backend and number of environments. `info` has success
+    and fail. Reward: sparse (1 at success) or normalized_dense (progress towards the goal, 1 at success).
+    """
 
-    def __init__(self, *args, contract: Contract | str = "panda_tabletop", domain: Domain | str = "twin", **kwargs):
+    TASK: str
+    SUPPORTED_REWARD_MODES = ("sparse", "normalized_dense", "none")
+
+    def __init__(self, *args, contract: Contract | str = "panda_tabletop", domain: Domain | str = "twin", layout=None,
+                 variation: Variation = NOMINAL, robot_visuals: str = "lite", **kwargs):
         self.contract = contract if isinstance(contract, Contract) else load_contract(contract)
         self.domain = load_domain(domain)
+        self.task = load_task(self.TASK, layout)
+        self.task.check(variation)
+        self.variation = variation
+        self._start: Snapshot | None = None
         kwargs.setdefault("control_mode", CONTROL_MODE)
-        super().__init__(*args, robot_uids=panda_class(self.domain, self.contract.action), **kwargs)
+        super().__init__(*args, robot_uids=panda_class(self.domain, self.contract, robot_visuals), **kwargs)
+
+    def sample(self, seed: int) -> EpisodeState:
+        """The initial state of episode `seed`."""
+        return self.task.sample(self.contract.task(self.TASK), seed, self.variation)
+
+    def parked(self, name: str) -> Pose:
+        """Where a body waits while it is not in play."""
+        index = list(self.task.bodies).index(name)
+        height = PARKING_TOP_M + self.task.bodies[name].height_m
+        return Pose([PARKING_FIRST_M + PARKING_SPACING_M * index, 0.0, height], UPRIGHT)
+
+    # -- what ManiSkill asks for
 
     @property
     def _default_sim_config(self):
@@ -65,16 +74,16 @@ class TabletopEnv(BaseEnv):
 
     @property
     def _default_sensor_configs(self):
+        views = {name: self.domain.camera(name, self.TASK) for name in self.contract.cameras}
         return [
-            CameraConfig(name, camera_pose(self.domain.cameras[name]), camera.width, camera.height,
-                         fov=self.domain.cameras[name].fov_rad, near=NEAR_M, far=FAR_M,
-                         shader_config=shaders.shader_config("minimal"))
+            CameraConfig(name, camera_pose(views[name]), camera.width, camera.height, fov=views[name].fov_rad, near=NEAR_M,
+                         far=FAR_M, shader_config=shaders.shader_config("minimal"))
             for name, camera in self.contract.cameras.items()
         ]
 
     @property
     def _default_human_render_camera_configs(self):
-        view = next(iter(self.domain.cameras.values()))
+        view = self.domain.camera(next(iter(self.contract.cameras)), self.TASK)
         return CameraConfig("render_camera", camera_pose(view), 640, 480, fov=view.fov_rad, near=NEAR_M, far=FAR_M)
 
     def _setup_sensors(self, options):
@@ -91,96 +100,134 @@ class TabletopEnv(BaseEnv):
                                              shadow_scale=1.2, shadow_map_size=512)
 
     def _load_scene(self, options):
-        look = self.domain.look
-        self._static_box("table", TABLE_MIN_M, TABLE_MAX_M, self._table_material())
-        self._static_box("floor", (-3.0, -3.0, -1.2), (3.0, 3.0, -1.0), _material(look.background))
-        self._static_box("wall", (-1.2, -3.0, -1.0), (-1.1, 3.0, 2.0), _material(look.background))
-        self._static_box("parking", (-0.4, -0.8, PARKING_TOP_M - 0.02), (1.0, 0.8, PARKING_TOP_M),
-                         _material(look.background))
-
-    def _table_material(self):
-        table = self.domain.look.table
-        if table.texture == "plain" or not self.scene.can_render():
-            return _material(table.color)
-        material = _material((1.0, 1.0, 1.0))
-        material.base_color_texture = sapien.render.RenderTexture2D(
-            textures.wood(table.color), "R8G8B8A8Unorm", mipmap_levels=4)
-        return material
-
-    def _static_box(self, name, low, high, material):
-        half = np.subtract(high, low) / 2
-        builder = self.scene.create_actor_builder()
-        builder.add_box_collision(half_size=half, material=self._contact_material())
-        builder.add_box_visual(half_size=half, material=material)
-        builder.initial_pose = sapien.Pose(np.add(high, low) / 2)
-        return builder.build_static(name)
-
-    def _dynamic_box(self, name, size, color, pose):
-        builder = self.scene.create_actor_builder()
-        half = [size / 2] * 3
-        builder.add_box_collision(half_size=half, material=self._contact_material(),
-                                  density=self.domain.contact.density_kg_m3)
-        builder.add_box_visual(half_size=half, material=_material(color))
-        builder.initial_pose = pose
-        return builder.build(name)
-
-    def _contact_material(self):
-        friction = self.domain.contact.friction
-        return sapien.physx.PhysxMaterial(static_friction=friction, dynamic_friction=friction, restitution=0.0)
-
-
-@register_env("RlcoPushCube-v1", max_episode_steps=32)
-class PushCubeEnv(TabletopEnv):
-    """push_cube. `info` has success and fail; the initial state is rlco_sim_bridge.tasks.push_cube.sample(seed)."""
-
-    def __init__(self, *args, layout=push_cube.NAME, **kwargs):
-        self.layout = push_cube.load_layout(layout)
-        self.states: dict[int, push_cube.PushCubeState] = {}
-        super().__init__(*args, **kwargs)
-
-    def _load_scene(self, options):
-        super()._load_scene(options)
-        self.cubes = {
-            color: self._dynamic_box(color, self.layout.cube_size_m, self.domain.look.objects[color],
-                                     to_sapien(self.parked(i)))
-            for i, color in enumerate(self.layout.colors)
-        }
-
-    def parked(self, index: int) -> Pose:
-        """Where object `index` waits while it is not in play."""
-        return Pose([0.1 + 0.12 * index, 0.0, PARKING_TOP_M + self.layout.cube_size_m / 2], [0.0, 0.0, 0.0, 1.0])
-
-    def sample(self, seed: int) -> push_cube.PushCubeState:
-        return push_cube.sample(self.layout, self.contract.task(push_cube.NAME), seed)
+        scenery = Scenery(self.scene, self.domain)
+        scenery.build_room()
+        self.bodies = {name: scenery.build_body(name, body, self.parked(name)) for name, body in self.task.bodies.items()}
+        self.cabinet = scenery.build_cabinet(self.task.drawer) if self.task.drawer is not None else None
 
     def _initialize_episode(self, env_idx, options):
         with torch.device(self.device):
             states = [self.sample(int(self._episode_seed[i])) for i in env_idx.tolist()]
-            self.states.update(zip(env_idx.tolist(), states, strict=True))
-            for index, (color, cube) in enumerate(self.cubes.items()):
-                poses = [to_sapien(state.objects.get(color, self.parked(index))) for state in states]
-                cube.set_pose(BatchedPose.create_from_pq(
-                    torch.tensor(np.array([pose.p for pose in poses])), torch.tensor(np.array([p.q for p in poses]))))
-            qpos = [start_qpos(self.agent.urdf_path, state.tool) for state in states]
+            for name, actor in self.bodies.items():
+                actor.set_pose(_batched([state.objects.get(name, self.parked(name)) for state in states]))
+                if not self.task.bodies[name].fixed:
+                    actor.set_linear_velocity(torch.zeros(len(states), 3))
+                    actor.set_angular_velocity(torch.zeros(len(states), 3))
+            if self.cabinet is not None:
+                self.cabinet.set_pose(_batched([state.objects["cabinet"] for state in states]))
+                self.cabinet.set_qpos(torch.tensor([[state.travel_m] for state in states]))
+                self.cabinet.set_qvel(torch.zeros(len(states), 1))
+            qpos = [start_qpos(self.agent.urdf_path, state.tool, self.contract.robot.gripper_open) for state in states]
             self.agent.robot.set_qpos(torch.tensor(np.array(qpos), dtype=torch.float32))
+            self.agent.robot.set_qvel(torch.zeros(len(states), len(qpos[0])))
+            self._remember(env_idx, states)
+
+    def step(self, action):
+        if self.domain.arm.delay_s:
+            raise ConfigError(f"domain '{self.domain.name}' has arm.delay_s, which only rlco_sim_bridge.twin.Twin simulates")
+        return super().step(action)
 
     def evaluate(self):
-        if not self.states:
+        if self._start is None:
             return {}
-        start = np.zeros((self.num_envs, len(self.cubes), 2))
-        named = np.zeros((self.num_envs, len(self.cubes)), dtype=bool)
-        for i, state in self.states.items():
-            for k, color in enumerate(self.cubes):
-                start[i, k] = state.objects.get(color, self.parked(k)).position[:2]
-                named[i, k] = color == state.named
-        now = torch.stack([cube.pose.p[:, :2] for cube in self.cubes.values()], dim=1)
-        start, named = torch.tensor(start, device=self.device), torch.tensor(named, device=self.device)
-        success, failure = push_cube.judge(self.layout, start, now, named)
-        return {"success": success, "fail": failure}
+        success, failure = self.task.judge(self._start, self.snapshot(), self._named, self._in_play)
+        return {"success": success, "fail": failure & ~success}
+
+    def compute_normalized_dense_reward(self, obs, action, info):
+        progress = self.task.progress(self._start, self.snapshot(), self._named, self._goals).clamp(0.0, 1.0)
+        return torch.where(info["success"], torch.ones_like(progress), progress)
 
     def _get_obs_extra(self, info):
         return {"tool_pose": self.agent.tcp.pose.raw_pose}
 
+    # -- the task's view of the scenes
 
-def _material(color):
-    return sapien.render.RenderMaterial(base_color=[*color, 1.0], roughness=0.9, specular=0.1)
+    def snapshot(self) -> Snapshot:
+        """The present moment of all scenes, torch tensors."""
+        poses = [actor.pose for actor in self.bodies.values()]
+        position = torch.stack([pose.p for pose in poses], 1) if poses else torch.zeros(self.num_envs, 0, 3, device=self.device)
+        quaternion = (torch.stack([pose.q for pose in poses], 1)[..., [1, 2, 3, 0]] if poses
+                      else torch.zeros(self.num_envs, 0, 4, device=self.device))
+        robot = self.contract.robot
+        fingers = self.agent.robot.get_qpos()[:, -2]
+        opening = ((fingers - robot.gripper_closed) / (robot.gripper_open - robot.gripper_closed)).clamp(0.0, 1.0)
+        travel = self.cabinet.get_qpos()[:, 0] if self.cabinet is not None else torch.zeros_like(opening)
+        return Snapshot(position, quaternion, self.agent.tcp.pose.p, opening, travel)
+
+    def _remember(self, env_idx, states):
+        """Note what the judge needs of the episodes that begin."""
+        names = list(self.bodies)
+        poses = [[state.objects.get(name, self.parked(name)) for name in names] for state in states]
+
+        def table(pick, width):
+            return torch.tensor(np.array([[pick(pose) for pose in row] for row in poses]), dtype=torch.float32).reshape(
+                len(states), len(names), width)
+
+        fresh = {
+            "position": table(lambda pose: pose.position, 3), "quaternion": table(lambda pose: pose.quaternion, 4),
+            "tool": torch.tensor(np.array([state.tool.position for state in states]), dtype=torch.float32),
+            "opening": torch.ones(len(states)), "travel": torch.tensor([state.travel_m for state in states]),
+        }
+        def mask(holds):
+            return torch.tensor([[holds(state, name) for name in names] for state in states], dtype=torch.bool).reshape(
+                len(states), len(names))
+
+        named = mask(lambda state, name: name == state.named)
+        in_play = mask(lambda state, name: name in state.objects)
+        goals = torch.tensor(np.array([self.task.goal(state) for state in states]), dtype=torch.float32)
+        if self._start is None:
+            self._start = Snapshot(**{key: torch.zeros((self.num_envs, *value.shape[1:])) for key, value in fresh.items()})
+            self._named = torch.zeros((self.num_envs, len(names)), dtype=torch.bool)
+            self._in_play = torch.zeros((self.num_envs, len(names)), dtype=torch.bool)
+            self._goals = torch.zeros((self.num_envs, 3))
+        for key, value in fresh.items():
+            getattr(self._start, key)[env_idx] = value
+        self._named[env_idx], self._in_play[env_idx], self._goals[env_idx] = named, in_play, goals
+
+
+@register_env("RlcoPickPlace-v1", max_episode_steps=60)
+class PickPlaceEnv(TabletopEnv):
+    """Put the named object into the container.
+
+    Success: its centre is inside the container's walls, lower than 6 cm above the table, and the gripper is open by 80 %.
+    Failure: it left the arm's reach (x 0.30 to 0.80 m, y +-0.35 m) or fell 2 cm below the table's top. At most 60 ticks.
+    """
+
+    TASK = "pick_place"
+
+
+@register_env("RlcoPushCube-v1", max_episode_steps=32)
+class PushCubeEnv(TabletopEnv):
+    """Push the cube of the named colour away from the robot.
+
+    Success: it is 7 cm farther along +x and the two others are within 2 cm of their start. Failure: another cube moved
+    more than 5 cm. At most 32 ticks.
+    """
+
+    TASK = "push_cube"
+
+
+@register_env("RlcoOpenDrawer-v1", max_episode_steps=40)
+class OpenDrawerEnv(TabletopEnv):
+    """Open the drawer. Success: it is open by more than 10 cm. Failure: none but the time limit of 40 ticks."""
+
+    TASK = "open_drawer"
+
+
+@register_env("RlcoCloseDrawer-v1", max_episode_steps=32)
+class CloseDrawerEnv(TabletopEnv):
+    """Close the drawer, which is open by 9 to 14 cm.
+
+    Success: it is open by less than 1.2 cm. Failure: it was pulled out 3 cm beyond its start. At most 32 ticks.
+    """
+
+    TASK = "close_drawer"
+
+
+ENVIRONMENTS = {env.TASK: env for env in (PickPlaceEnv, PushCubeEnv, OpenDrawerEnv, CloseDrawerEnv)}
+
+
+def _batched(poses: list[Pose]) -> BatchedPose:
+    converted = [to_sapien(pose) for pose in poses]
+    return BatchedPose.create_from_pq(torch.tensor(np.array([pose.p for pose in converted])),
+                                      torch.tensor(np.array([pose.q for pose in converted])))

@@ -22,6 +22,7 @@ from rlco_common.observation import Observation, encode_image, encode_propriocep
 from rlco_sim_bridge.domain import Domain
 from rlco_sim_bridge.experts import make_expert
 from rlco_sim_bridge.scene_state import StepResult
+from rlco_sim_bridge.variation import NOMINAL, Variation
 
 NO_RESET = -1   # in reset_seeds: leave this scene as it is
 
@@ -83,6 +84,7 @@ class _Scenes:
     contract: Contract
     task: str
     domains: tuple[str | Domain, ...]
+    variation: Variation
     layout: object
     render: bool
     image_size: int | None
@@ -96,9 +98,9 @@ class TwinPool:
     then. Use as a context manager. The calling script needs an `if __name__ == "__main__"` guard when workers > 0.
     """
 
-    def __init__(self, contract: Contract, task: str = "push_cube", domain: str | Domain | Sequence = "twin",
-                 scenes: int = 8, workers: int = 2, *, image_size: int | None = None, layout="push_cube",
-                 render: bool = True, timeout_s: float = 300.0):
+    def __init__(self, contract: Contract, task: str, domain: str | Domain | Sequence = "twin",
+                 scenes: int = 8, workers: int = 2, *, variation: Variation = NOMINAL, image_size: int | None = None,
+                 layout=None, render: bool = True, timeout_s: float = 300.0):
         domains = (domain,) * scenes if isinstance(domain, (str, Domain)) else tuple(domain)
         if scenes < 1 or len(domains) != scenes:
             raise TwinError(f"a pool of {scenes} scenes needs one domain, or one for each; got {len(domains)}")
@@ -108,7 +110,7 @@ class TwinPool:
         self._slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
         self._memory = _Memory(contract, scenes, image_size, render, shared=workers > 0)
         self._timeout_s = timeout_s
-        specs = [_Scenes(contract, task, domains[part], layout, render, image_size) for part in self._slices]
+        specs = [_Scenes(contract, task, domains[part], variation, layout, render, image_size) for part in self._slices]
         if workers:
             self._workers = [_Process(spec, self._memory, part) for spec, part in zip(specs, self._slices, strict=True)]
         else:
@@ -253,7 +255,8 @@ class _SceneGroup:
         from rlco_sim_bridge.twin import Twin  # a parent that only holds workers needs no simulator
 
         self._spec, self._memory, self._first = spec, memory, part.start
-        self._twins = [Twin(spec.contract, spec.task, domain, layout=spec.layout, render=spec.render)
+        self._twins = [Twin(spec.contract, spec.task, domain, variation=spec.variation, layout=spec.layout,
+                            render=spec.render)
                        for domain in spec.domains]
         self._results = [_NEVER_STARTED] * len(self._twins)
 

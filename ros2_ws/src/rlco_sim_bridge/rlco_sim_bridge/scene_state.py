@@ -13,9 +13,9 @@ from rlco_common.pose import Pose, pose_from_array
 class SceneState:
     """One instant of a scene. Poses in the robot's base frame.
 
-    objects: name -> pose of every object in play. named: the one that the instruction means.
-    goal_m: [3] where the named object has to get to. tool: measured end-effector pose. tool_velocity_m_s: [3] its
-    linear velocity. gripper: measured opening.
+    objects: name -> pose of everything in play: cubes by colour; the shape and `container`; `cabinet` and `handle`.
+    named: the one that the instruction means. goal_m: [3] where it has to get to. tool: measured end-effector pose.
+    tool_velocity_m_s: [3] its linear velocity. gripper: measured opening. joint_positions: [arm joints] radians.
     """
 
     stamp_ns: int
@@ -26,13 +26,14 @@ class SceneState:
     tool: Pose
     tool_velocity_m_s: np.ndarray
     gripper: float
+    joint_positions: np.ndarray
 
     def to_json(self) -> str:
         return json.dumps({
             "stamp_ns": self.stamp_ns, "task": self.task, "named": self.named, "goal_m": list(map(float, self.goal_m)),
             "objects": {name: pose.as_array().tolist() for name, pose in self.objects.items()},
             "tool": self.tool.as_array().tolist(), "tool_velocity_m_s": list(map(float, self.tool_velocity_m_s)),
-            "gripper": self.gripper,
+            "gripper": self.gripper, "joint_positions": list(map(float, self.joint_positions)),
         }, sort_keys=True)
 
 
@@ -44,7 +45,7 @@ def scene_state_from_json(text: str, where: str = "/sim/scene") -> SceneState:
             stamp_ns=int(data["stamp_ns"]), task=data["task"], named=data["named"], goal_m=np.array(data["goal_m"]),
             objects={name: pose_from_array(values) for name, values in data["objects"].items()},
             tool=pose_from_array(data["tool"]), tool_velocity_m_s=np.array(data["tool_velocity_m_s"]),
-            gripper=float(data["gripper"]),
+            gripper=float(data["gripper"]), joint_positions=np.array(data["joint_positions"]),
         )
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a scene state: {error!r}") from error

@@ -10,52 +10,54 @@ import numpy as np
 import sapien
 
 from rlco_common.contract import Contract
-from rlco_common.errors import ConfigError, TwinError
+from rlco_common.errors import TwinError
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
 from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import Arm, start_qpos
-from rlco_sim_bridge.domain import Domain, load_domain
-from rlco_sim_bridge.environment import FAR_M, NEAR_M, PHYSICS_RATE_HZ, PushCubeEnv, camera_pose, from_sapien, to_sapien
+from rlco_sim_bridge.domain import CameraView, Domain, load_domain
+from rlco_sim_bridge.environment import ENVIRONMENTS, FAR_M, NEAR_M, PHYSICS_RATE_HZ
 from rlco_sim_bridge.scene_state import SceneState, StepResult
-from rlco_sim_bridge.tasks import push_cube
-
-ENVIRONMENTS = {push_cube.NAME: PushCubeEnv}
+from rlco_sim_bridge.scenery import camera_pose, from_sapien, to_sapien
+from rlco_sim_bridge.tasks import load_task
+from rlco_sim_bridge.tasks.base import Snapshot
+from rlco_sim_bridge.variation import NOMINAL, Variation
 
 
 class Twin:
     """A scene of `task` in `domain`.
 
-    render=False needs no Vulkan; observations then have no images. layout: the task's layout (name, path or object).
-    Raises TwinError when there is no renderer, ConfigError for an unknown task or domain.
+    render=False needs no Vulkan; observations then have no images. layout: the task's layout (name, path or object; None:
+    the task's own). Raises TwinError when there is no renderer, ConfigError for an unknown task, domain or variation.
     """
 
-    def __init__(self, contract: Contract, task: str = push_cube.NAME, domain: str | Domain = "twin", *,
-                 render: bool = True, layout=push_cube.NAME):
-        if task not in ENVIRONMENTS:
-            raise ConfigError(f"no twin for task '{task}'; there is one for {', '.join(ENVIRONMENTS)}")
+    def __init__(self, contract: Contract, task: str, domain: str | Domain = "twin", *, variation: Variation = NOMINAL,
+                 layout=None, render: bool = True, robot_visuals: str = "lite"):
+        self.task = load_task(task, layout)
         self.contract = contract
-        self.task = contract.task(task)
-        self.task_name = task
+        self.max_steps = contract.task(task).max_steps
         self.domain = load_domain(domain)
-        missing = [name for name in contract.cameras if name not in self.domain.cameras]
-        if missing:
-            raise ConfigError(f"domain '{self.domain.name}' has no camera {', '.join(missing)}, which the contract names")
+        for camera in contract.cameras:
+            self.domain.camera(camera, task)    # raises when the domain lacks one
+        self.variation = variation
         self._tick_steps = round(PHYSICS_RATE_HZ * contract.control_period_s)
-        self._env = _make(ENVIRONMENTS[task], contract, self.domain, layout, render)
-        self.layout = self._env.layout
+        self._env = _make(ENVIRONMENTS[task], render, contract=contract, domain=self.domain, layout=self.task.layout,
+                          variation=variation, robot_visuals=robot_visuals)
         self._renders = render
         self._home = self._env.scene.sub_scenes[0]
         self._physical = [entity for entity in self._home.entities
                           if entity.find_component_by_type(sapien.physx.PhysxBaseComponent) is not None]
         self._articulation = self._env.agent.robot._objs[0]
         self._tool_link = self._env.agent.tcp._objs[0]
-        self._cubes = {color: cube._objs[0] for color, cube in self._env.cubes.items()}
-        self._bodies = {color: cube.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
-                        for color, cube in self._cubes.items()}
+        self._bodies = {name: actor._objs[0] for name, actor in self._env.bodies.items()}
+        self._dynamics = {name: entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
+                          for name, entity in self._bodies.items() if not self.task.bodies[name].fixed}
+        self._cabinet = self._env.cabinet._objs[0] if self._env.cabinet is not None else None
         self._arm = Arm(self._env.agent, contract.robot, self.domain.arm, 1.0 / PHYSICS_RATE_HZ)
         self._cameras = {name: self._env._sensors[name].camera._render_cameras[0] for name in contract.cameras
                          } if render else {}
+        self._lamps = [entity.find_component_by_type(sapien.render.RenderDirectionalLightComponent)
+                       for entity in self._home.entities if entity.name == "directional_light"]
         self._views: dict[tuple, object] = {}
         self._state = None
 
@@ -65,10 +67,12 @@ class Twin:
         self._state = state = self._env.sample(self.seed)
         self._renew_physics()
         self._place(state)
-        qpos = start_qpos(self._env.agent.urdf_path, state.tool, self.contract.robot.gripper_open)
-        self._set_arm(qpos)
-        self._start = np.array([pose.position[:2] for pose in state.objects.values()])
-        self._named = np.array([color == state.named for color in state.objects])
+        self._set_arm(start_qpos(self._env.agent.urdf_path, state.tool, self.contract.robot.gripper_open))
+        self._arrange_look()
+        names = list(self._bodies)
+        self._named = np.array([name == state.named for name in names], dtype=bool)
+        self._in_play = np.array([name in state.objects for name in names], dtype=bool)
+        self._start = self._snapshot()
         self._physics_steps = 0
         self._success = self._failure = False
         self._target = self.tool_pose()
@@ -118,12 +122,18 @@ class Twin:
 
     def scene_state(self) -> SceneState:
         """The privileged state, for experts and critics."""
-        state = self._require_state()
+        state, qpos = self._require_state(), self._articulation.get_qpos()
+        objects = {name: from_sapien(self._bodies[name].get_pose()) if name in self._bodies else pose
+                   for name, pose in state.objects.items()}
         return SceneState(
-            stamp_ns=self.time_ns, task=self.task_name, named=state.named, goal_m=push_cube.goal(self.layout, state),
-            objects={color: from_sapien(self._cubes[color].get_pose()) for color in state.objects},
-            tool=self.tool_pose(), tool_velocity_m_s=np.asarray(self._tool_link.get_linear_velocity(), dtype=np.float64),
-            gripper=self.contract.robot.gripper_opening(float(self._articulation.get_qpos()[7])))
+            stamp_ns=self.time_ns, task=self.task.name, named=state.named, goal_m=self.task.goal(state),
+            objects=self.task.landmarks(objects, self._travel_m()), tool=self.tool_pose(),
+            tool_velocity_m_s=np.asarray(self._tool_link.get_linear_velocity(), dtype=np.float64),
+            gripper=self.contract.robot.gripper_opening(float(qpos[7])), joint_positions=qpos[:7].astype(np.float64))
+
+    def camera_view(self, camera: str) -> CameraView:
+        """Where a contract camera stands in the present episode."""
+        return self.variation.camera_view(self.domain.camera(camera, self.task.name), self.seed if self._state else 0)
 
     def tool_pose(self) -> Pose:
         """Measured end-effector pose in the base frame."""
@@ -146,7 +156,8 @@ class Twin:
         name = camera or next(iter(self._cameras))
         key = (name, width, height, shader)
         if key not in self._views:
-            self._views[key] = _add_camera(self._env, self.domain.cameras[name], width, height, shader)
+            self._views[key] = _add_camera(self._env, width, height, shader)
+        _point(self._views[key], self.camera_view(name))
         self._update_render()
         return self._picture(self._views[key])
 
@@ -157,12 +168,22 @@ class Twin:
 
     def _judge(self) -> StepResult:
         if not (self._success or self._failure):
-            now = np.array([self._cubes[color].get_pose().p[:2] for color in self._state.objects], dtype=np.float64)
-            success, failure = push_cube.judge(self.layout, self._start, now, self._named)
-            self._success, self._failure = bool(success), bool(failure)
+            success, failure = self.task.judge(self._start, self._snapshot(), self._named, self._in_play)
+            self._success, self._failure = bool(success), bool(failure & ~success)
         steps = -(-self._physics_steps // self._tick_steps)
-        return StepResult(self._success, self._failure, steps,
-                          self._success or self._failure or steps >= self.task.max_steps)
+        return StepResult(self._success, self._failure, steps, self._success or self._failure or steps >= self.max_steps)
+
+    def _snapshot(self) -> Snapshot:
+        poses = [entity.get_pose() for entity in self._bodies.values()]
+        quaternion = np.array([pose.q for pose in poses], dtype=np.float64).reshape(-1, 4)
+        return Snapshot(
+            position=np.array([pose.p for pose in poses], dtype=np.float64).reshape(-1, 3),
+            quaternion=quaternion[:, [1, 2, 3, 0]], tool=np.asarray(self._tool_link.get_entity_pose().p, dtype=np.float64),
+            opening=np.float64(self.contract.robot.gripper_opening(float(self._articulation.get_qpos()[7]))),
+            travel=np.float64(self._travel_m()))
+
+    def _travel_m(self) -> float:
+        return float(self._cabinet.get_qpos()[0]) if self._cabinet is not None else 0.0
 
     def _renew_physics(self):
         """Move everything into a new physics system. PhysX keeps orderings of past contacts that no reset clears, so
@@ -179,10 +200,27 @@ class Twin:
         self._env.scene.px = self._physics
 
     def _place(self, state):
-        for index, (color, cube) in enumerate(self._cubes.items()):
-            cube.set_pose(to_sapien(state.objects.get(color, self._env.parked(index))))
-            self._bodies[color].set_linear_velocity([0.0, 0.0, 0.0])
-            self._bodies[color].set_angular_velocity([0.0, 0.0, 0.0])
+        for name, entity in self._bodies.items():
+            entity.set_pose(to_sapien(state.objects.get(name, self._env.parked(name))))
+        for body in self._dynamics.values():
+            body.set_linear_velocity([0.0, 0.0, 0.0])
+            body.set_angular_velocity([0.0, 0.0, 0.0])
+        if self._cabinet is not None:
+            self._cabinet.set_root_pose(to_sapien(state.objects["cabinet"]))
+            self._cabinet.set_qpos([state.travel_m])
+            self._cabinet.set_qvel([0.0])
+
+    def _arrange_look(self):
+        """Camera poses and lights of this episode, where the variation moves them."""
+        if self.variation.camera:
+            for name, camera in self._cameras.items():
+                _point(camera, self.camera_view(name))
+        if self.variation.light and self._renders:
+            light = self.variation.lights(self.domain.light, self.seed)
+            self._env.scene.set_ambient_light(list(light.ambient))
+            for lamp, spec in zip(self._lamps, light.directional, strict=True):
+                lamp.color = list(spec.color)
+                lamp.pose = sapien.Pose([0.0, 0.0, 0.0], sapien.math.shortest_rotation([1, 0, 0], list(spec.direction)))
 
     def _set_arm(self, qpos):
         self._articulation.set_qpos(qpos)
@@ -207,10 +245,10 @@ class Twin:
         return self._state
 
 
-def _make(cls, contract, domain, layout, render):
+def _make(cls, render, **options):
     try:
-        return cls(num_envs=1, obs_mode="none", reward_mode="none", contract=contract, domain=domain, layout=layout,
-                   sim_backend="physx_cpu", render_backend="cpu" if render else "none")
+        return cls(num_envs=1, obs_mode="none", reward_mode="none", sim_backend="physx_cpu",
+                   render_backend="cpu" if render else "none", **options)
     except RuntimeError as error:
         if "device" in str(error).lower() or "vulkan" in str(error).lower():
             raise TwinError(f"no Vulkan renderer: {error}. On a machine without a GPU install mesa-vulkan-drivers 24.3 or "
@@ -218,9 +256,12 @@ def _make(cls, contract, domain, layout, render):
         raise
 
 
-def _add_camera(env, view, width, height, shader):
+def _add_camera(env, width, height, shader):
     shaders.activate(shader)
-    camera = env.scene.sub_scenes[0].add_camera(
-        name=f"view_{width}x{height}_{shader}", width=width, height=height, fovy=view.fov_rad, near=NEAR_M, far=FAR_M)
+    return env.scene.sub_scenes[0].add_camera(
+        name=f"view_{width}x{height}_{shader}", width=width, height=height, fovy=1.0, near=NEAR_M, far=FAR_M)
+
+
+def _point(camera, view: CameraView) -> None:
     camera.entity.set_pose(camera_pose(view))
-    return camera
+    camera.set_fovy(view.fov_rad)

@@ -8,27 +8,41 @@ from rlco_common.contract import Contract
 from rlco_common.observation import encode_image
 from rlco_sim_bridge.domain import Domain
 from rlco_sim_bridge.twin import Twin
+from rlco_sim_bridge.variation import NOMINAL, Variation
 
 GAP_PIXELS = 8
 
 
-def side_by_side(contract: Contract, task: str = "push_cube", domains: Sequence[str | Domain] = ("twin", "standin"),
-                 seed: int = 0, *, width: int = 640, height: int = 480, shader: str = "default",
-                 layout="push_cube") -> np.ndarray:
+def side_by_side(contract: Contract, task: str, domains: Sequence[str | Domain] = ("twin", "standin"), seed: int = 0, *,
+                 variation: Variation = NOMINAL, width: int = 640, height: int = 480, shader: str = "default") -> np.ndarray:
     """uint8 RGB picture of the same initial state in several domains, from the contract's first camera, left to right.
 
     Shape [height, n * width + (n - 1) * 8, 3]. Raises TwinError without a renderer.
     """
     pictures = []
     for domain in domains:
-        twin = Twin(contract, task, domain, layout=layout)
+        twin = Twin(contract, task, domain, variation=variation)
         twin.reset(seed)
-        pictures += [twin.picture(width, height, shader), np.full((height, GAP_PIXELS, 3), 255, np.uint8)]
+        pictures.append(twin.picture(width, height, shader))
         twin.close()
-    return np.hstack(pictures[:-1])
+    return joined(pictures, axis=1)
+
+
+def task_grid(contract: Contract, tasks: Sequence[str], domains: Sequence[str | Domain] = ("twin", "standin"), seed: int = 0,
+              **options) -> np.ndarray:
+    """uint8 RGB picture with a row for every task and a column for every domain; options as for side_by_side."""
+    return joined([side_by_side(contract, task, domains, seed, **options) for task in tasks], axis=0)
 
 
 def policy_views(twin: Twin, seeds: Sequence[int], size: int) -> np.ndarray:
     """uint8 [size, n * size, 3]: what a policy with `size` pixels sees at the start of each episode."""
     camera = next(iter(twin.contract.cameras))
     return np.hstack([encode_image(twin.reset(seed).images[camera], size) for seed in seeds])
+
+
+def joined(pictures: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Pictures of one size on a white ground with a gap between them; axis 0 stacks, axis 1 lines up."""
+    shape = list(pictures[0].shape)
+    shape[axis] = GAP_PIXELS
+    gap = np.full(shape, 255, np.uint8)
+    return np.concatenate([piece for picture in pictures for piece in (gap, picture)][1:], axis=axis)
