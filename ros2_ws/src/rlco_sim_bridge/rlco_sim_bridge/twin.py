@@ -5,6 +5,7 @@ kinematics, the physics steps, and a picture when somebody looks.
 """
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import sapien
@@ -61,10 +62,14 @@ class Twin:
         self._views: dict[tuple, object] = {}
         self._state = None
 
-    def reset(self, seed: int) -> Observation:
-        """Start episode `seed`: the same initial state and instruction in every domain."""
+    def reset(self, seed: int, tool: Pose | None = None) -> Observation:
+        """Start episode `seed`: the same initial state and instruction in every domain.
+
+        tool: where the end effector starts instead (base frame). Raises TwinError when that is out of reach.
+        """
         self.seed = int(seed)
-        self._state = state = self._env.sample(self.seed)
+        state = self._env.sample(self.seed)
+        self._state = state = state if tool is None else replace(state, tool=tool)
         self._renew_physics()
         self._place(state)
         self._set_arm(start_qpos(self._env.agent.urdf_path, state.tool, self.contract.robot.gripper_open))
@@ -100,12 +105,22 @@ class Twin:
         The default duration is one control period. A following `step` composes its delta onto this target.
         Raises ValueError on a non-finite command.
         """
+        duration_s = self.contract.control_period_s if duration_s is None else duration_s
+        self.command(target, gripper, duration_s)
+        return self.simulate(duration_s)
+
+    def command(self, target: Pose, gripper: float, ramp_s: float) -> None:
+        """Command as `apply_target` does, without simulating: the arm's drives get there linearly in `ramp_s`."""
         self._require_state()
         if not (target.is_finite() and math.isfinite(gripper)):
             raise ValueError(f"non-finite command: {target.as_array().tolist()}, gripper {gripper}")
-        steps = self._tick_steps if duration_s is None else round(duration_s * PHYSICS_RATE_HZ)
         self._target = target
-        self._arm.command(target, gripper, steps)
+        self._arm.command(target, gripper, round(ramp_s * PHYSICS_RATE_HZ))
+
+    def simulate(self, duration_s: float) -> StepResult:
+        """Let `duration_s` pass, to a whole physics step, under the command given last."""
+        self._require_state()
+        steps = round(duration_s * PHYSICS_RATE_HZ)
         for _ in range(steps):
             self._arm.advance()
             self._physics.step()
