@@ -30,8 +30,8 @@ from rlco_common.ros import (
 )
 from rlco_common.ros_client import RosClient
 from rlco_common.strict import to_mapping
-from rlco_sim_bridge.bridge import LockstepClock, RealTimeMeter
 from rlco_sim_bridge.domain import load_domain
+from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter
 from rlco_sim_bridge.scene_state import scene_state_from_json
 from rlco_sim_bridge.twin import Twin
 

@@ -1,44 +1,68 @@
 """What the bridge node does between its topics: one robot cell at a time, in any domain. No ROS."""
 
 import json
-import time
-from collections import deque
+from dataclasses import dataclass
 
 import numpy as np
 
 from rlco_common.contract import Contract
 from rlco_common.episode import EpisodeEvent
-from rlco_common.errors import TwinError
+from rlco_common.errors import ConfigError, TwinError
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
+from rlco_sim_bridge.domain import CameraView, Domain, load_domain
 from rlco_sim_bridge.scene_state import StepResult
+from rlco_sim_bridge.tasks import TASKS
 from rlco_sim_bridge.twin import Twin
+from rlco_sim_bridge.variation import variation_from_text
 
-EPISODE_GAP_S = 1.0    # simulated time between two episodes, and before the first
+MOST_TWINS = 8      # kept for when they are asked for again; each holds its scene in memory
+
+
+@dataclass(frozen=True)
+class EpisodeChoice:
+    """What an episode is made of, as the node's parameters say it. Each field is checked when it is set."""
+
+    task: str
+    domain: str
+    seed: int
+    variation: str = ""
+
+
+def check_choice(contract: Contract, name: str, value) -> None:
+    """Raise ConfigError, naming what exists, when `value` cannot be the field `name` of an EpisodeChoice."""
+    if name == "task":
+        if value not in TASKS:
+            raise ConfigError(f"no twin for task '{value}'; there is one for {', '.join(TASKS)}")
+        contract.task(value)
+    elif name == "domain":
+        load_domain(value)
+    elif name == "variation":
+        variation_from_text(value)
+    elif name == "seed" and value < 0:
+        raise ConfigError(f"seed {value} is negative; episode seeds start at 0")
 
 
 class SimulatedCell:
-    """The table behind the topics. Keeps one twin for every task and domain that was asked for."""
+    """The table behind the topics. Keeps the twins that were asked for lately."""
 
     def __init__(self, contract: Contract):
         self._contract = contract
-        self._twins: dict[tuple[str, str], Twin] = {}
+        self._twins: dict[tuple[str, str, str], tuple[Domain, Twin]] = {}
         self._twin: Twin | None = None
         self.result = StepResult(False, False, 0, False)
 
-    def reset(self, task: str, domain: str, seed: int) -> EpisodeEvent:
-        """Start an episode and say so. Raises ConfigError for an unknown task or domain, TwinError without a renderer."""
-        if seed < 0:
-            raise TwinError(f"seed {seed} is negative; episode seeds start at 0")
-        key = (task, domain)
-        if key not in self._twins:
-            self._twins[key] = Twin(self._contract, task, domain)
-        self._twin = self._twins[key]
-        self._twin.reset(seed)
+    def reset(self, choice: EpisodeChoice) -> EpisodeEvent:
+        """Start an episode and say so. Raises ConfigError for a wrong choice, TwinError without a renderer."""
+        for name, value in vars(choice).items():
+            check_choice(self._contract, name, value)
+        twin = self._twin_for(choice)
+        twin.reset(choice.seed)
+        self._twin = twin
         self.result = StepResult(False, False, 0, False)
         self._target, self._gripper = self._twin.target, self._twin.observe(images=False).gripper
-        return EpisodeEvent(kind="reset", task=task, instruction=self._twin.instruction,
-                            domain=self._twin.domain.name, seed=seed)
+        return EpisodeEvent(kind="reset", task=choice.task, instruction=self._twin.instruction,
+                            domain=self._twin.domain.name, seed=choice.seed)
 
     def command(self, target: Pose | None = None, gripper: float | None = None) -> None:
         """What the arm and the gripper shall do from now on. Raises ValueError on a non-finite command."""
@@ -53,20 +77,22 @@ class SimulatedCell:
 
     def advance(self, duration_s: float) -> StepResult:
         """Simulate under the latest command."""
-        self.result = self._twin.apply_target(self._target, self._gripper, duration_s)
+        self.result = self._require_episode().apply_target(self._target, self._gripper, duration_s)
         return self.result
 
     def observe(self, images: bool) -> Observation:
-        return self._twin.observe(images)
+        return self._require_episode().observe(images)
 
-    def camera_intrinsics(self, camera: str) -> np.ndarray:
-        """[3, 3] pinhole matrix of a contract camera in this episode's domain, pixels."""
-        spec = self._contract.cameras[camera]
-        return self._twin.domain.cameras[camera].intrinsics(spec.width, spec.height)
+    @property
+    def camera_views(self) -> dict[str, CameraView]:
+        """Where each of the contract's cameras is in this episode."""
+        twin = self._require_episode()
+        return {name: twin.camera_view(name) for name in self._contract.cameras}
 
     def scene_text(self, stamp_ns: int) -> str:
         """JSON of the privileged state, with the stamp of the observation it belongs to and the episode's flags."""
-        return json.dumps(json.loads(self._twin.scene_state().to_json()) | {"stamp_ns": stamp_ns} | self._flags())
+        state = json.loads(self._require_episode().scene_state().to_json())
+        return json.dumps(state | {"stamp_ns": stamp_ns} | self._flags())
 
     def status_text(self) -> str:
         """JSON with success, failure, done, steps, and how many targets were out of the arm's reach."""
@@ -78,48 +104,33 @@ class SimulatedCell:
         return self._twin.unreached_targets if self._twin else 0
 
     def close(self) -> None:
-        for twin in self._twins.values():
+        for _, twin in self._twins.values():
             twin.close()
         self._twins.clear()
         self._twin = None
 
+    def _twin_for(self, choice):
+        """A kept twin, or a new one; also when the domain's file says something else than it did before."""
+        domain = load_domain(choice.domain)
+        key = (choice.task, choice.domain, choice.variation)
+        kept, twin = self._twins.get(key, (None, None))
+        if kept != domain:
+            outdated = twin
+            twin = Twin(self._contract, choice.task, domain, variation=variation_from_text(choice.variation))
+            if outdated is not None:
+                outdated.close()
+        self._twins.pop(key, None)
+        self._twins[key] = domain, twin         # the last one is the newest
+        while len(self._twins) > MOST_TWINS:
+            _, oldest = self._twins.pop(next(iter(self._twins)))
+            oldest.close()
+        return twin
+
+    def _require_episode(self):
+        if self._twin is None:
+            raise TwinError("the cell has no episode yet; reset it first")
+        return self._twin
+
     def _flags(self):
         result = self.result
         return {"success": result.success, "failure": result.failure, "done": result.done, "steps": result.steps}
-
-
-class LockstepClock:
-    """Stamps of lock-step ticks in nanoseconds: one period apart, never going back, with a gap between episodes."""
-
-    def __init__(self, period_ns: int):
-        self._period_ns = period_ns
-        self.now_ns = 0
-
-    def new_episode(self) -> int:
-        self.now_ns += round(EPISODE_GAP_S * 1e9)
-        return self.now_ns
-
-    def tick(self) -> int:
-        self.now_ns += self._period_ns
-        return self.now_ns
-
-
-class RealTimeMeter:
-    """Simulated seconds per second over the last `window_s`."""
-
-    def __init__(self, window_s: float = 2.0, clock=time.monotonic):
-        self._window_s = window_s
-        self._clock = clock
-        self._marks = deque([(clock(), 0.0)])
-
-    def add(self, simulated_s: float) -> None:
-        now = self._clock()
-        self._marks.append((now, self._marks[-1][1] + simulated_s))
-        while now - self._marks[1][0] > self._window_s:
-            self._marks.popleft()
-
-    @property
-    def factor(self) -> float:
-        """1 is real time; NaN before there is anything to measure."""
-        (start, before), (end, after) = self._marks[0], self._marks[-1]
-        return (after - before) / (end - start) if end > start else float("nan")

@@ -1,11 +1,25 @@
-"""Messages that only a simulator publishes."""
+"""What a simulated cell publishes: the topics of a real one, as messages and as a bundle of publishers."""
+
+import array
+from collections.abc import Callable, Mapping
 
 import numpy as np
+import simplejpeg
+from geometry_msgs.msg import PoseStamped, TransformStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
-from sensor_msgs.msg import CameraInfo
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 
-from rlco_common.contract import CameraSpec
-from rlco_common.ros import stamp_from_ns
+from rlco_common.contract import CameraSpec, Contract
+from rlco_common.errors import RlcoError
+from rlco_common.observation import Observation
+from rlco_common.pose import Pose
+from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg, stamp_from_ns
+from rlco_sim_bridge.domain import CameraView
+from rlco_sim_bridge.frames import optical_pose
+
+TF_STATIC_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+TF_CHOICES = ("all", "cameras", "none")
 
 
 def clock_msg(now_ns: int) -> Clock:
@@ -21,3 +35,116 @@ def camera_info_msg(camera: CameraSpec, intrinsics: np.ndarray, stamp_ns: int) -
     message.r = np.eye(3).ravel().tolist()
     message.p = np.hstack([intrinsics, np.zeros((3, 1))]).ravel().tolist()
     return message
+
+
+def compressed_image_msg(image: np.ndarray, frame: str, stamp_ns: int, quality: int) -> CompressedImage:
+    """JPEG of a uint8 RGB [height, width, 3] array, with the format string of image_transport's compressed plugin.
+
+    quality: 1 to 100. The string names the encoding of the raw topic and that of the decoded JPEG under OpenCV.
+    """
+    message = CompressedImage(format="rgb8; jpeg compressed bgr8")
+    message.header.frame_id = frame
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    data = array.array("B")
+    data.frombytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB",
+                                          colorsubsampling="420"))
+    message.data = data
+    return message
+
+
+def transform_msg(pose: Pose, parent: str, child: str, stamp_ns: int) -> TransformStamped:
+    """The transform of frame `child`, whose origin and axes are at `pose` in frame `parent`."""
+    message = TransformStamped(child_frame_id=child)
+    message.header.frame_id = parent
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    translation, rotation = message.transform.translation, message.transform.rotation
+    translation.x, translation.y, translation.z = map(float, pose.position)
+    rotation.x, rotation.y, rotation.z, rotation.w = map(float, pose.quaternion)
+    return message
+
+
+def answer(node, response, action: Callable[[], str]):
+    """A std_srvs response (Trigger, SetBool): the text that `action` returns, or the RlcoError that says why not."""
+    try:
+        response.message, response.success = action(), True
+    except RlcoError as error:
+        response.message, response.success = str(error), False
+        node.get_logger().error(response.message)
+    return response
+
+
+class Frames:
+    """`/tf` of the tool and `/tf_static` of the cameras. tf2_msgs comes with a ROS installation and is not on PyPI, so
+    without it nothing is published and `missing` says why.
+
+    show: what to publish, of TF_CHOICES; `cameras` where robot_state_publisher gives the tool's frame.
+    """
+
+    def __init__(self, contract: Contract, advertise: Callable, show: str):
+        self.missing = ""
+        self._contract = contract
+        self._dynamic = self._static = None
+        self._shown = None
+        if show == "none":
+            return
+        try:
+            from tf2_msgs.msg import TFMessage
+        except ImportError as error:
+            self.missing = f"no TF: {error}; install tf2_msgs (it is part of every ROS installation)"
+            return
+        self._message_type = TFMessage
+        self._static = advertise(TFMessage, "/tf_static", TF_STATIC_QOS)
+        self._dynamic = advertise(TFMessage, "/tf", STATE_QOS) if show == "all" else None
+
+    def show_tool(self, pose: Pose, stamp_ns: int) -> None:
+        """The end effector in the base frame."""
+        if self._dynamic is not None:
+            robot = self._contract.robot
+            self._dynamic.publish(self._message_type(
+                transforms=[transform_msg(pose, robot.base_frame, robot.ee_frame, stamp_ns)]))
+
+    def show_cameras(self, views: Mapping[str, CameraView], stamp_ns: int) -> None:
+        """The optical frames of the contract's cameras in the base frame; sent again only when one has moved."""
+        if self._static is None or views == self._shown:
+            return
+        self._shown = dict(views)
+        self._static.publish(self._message_type(transforms=[
+            transform_msg(optical_pose(view), self._contract.robot.base_frame, self._contract.cameras[name].frame, stamp_ns)
+            for name, view in views.items()]))
+
+
+class CellTopics:
+    """The publishers of cameras, joint states and tool pose. advertise: (message type, topic, QoS) -> publisher."""
+
+    def __init__(self, contract: Contract, advertise: Callable, tf: str = "all"):
+        self._contract = contract
+        self._cameras = {
+            name: (advertise(CameraInfo, camera.info_topic, CAMERA_QOS), advertise(Image, camera.topic, CAMERA_QOS),
+                   advertise(CompressedImage, f"{camera.topic}/compressed", CAMERA_QOS))
+            for name, camera in contract.cameras.items()
+        }
+        self._joint_states = advertise(JointState, contract.topics.joint_states, STATE_QOS)
+        self.frames = Frames(contract, advertise, tf)
+        self._ee_pose = advertise(PoseStamped, contract.topics.ee_pose, STATE_QOS)
+
+    @property
+    def pictures_wanted(self) -> bool:
+        """Whether anybody subscribes to a camera; if not, nothing needs to be rendered."""
+        return any(publisher.get_subscription_count() for camera in self._cameras.values() for publisher in camera)
+
+    def show(self, observation: Observation, views: Mapping[str, CameraView], stamp_ns: int, jpeg_quality: int) -> None:
+        """Publish one instant. All messages bear the same stamp; the tool pose, on which the gate decides, comes last.
+
+        views: where each camera is in this episode.
+        """
+        for name, image in observation.images.items():
+            camera = self._contract.cameras[name]
+            info, raw, compressed = self._cameras[name]
+            info.publish(camera_info_msg(camera, views[name].intrinsics(camera.width, camera.height), stamp_ns))
+            raw.publish(image_to_msg(image, camera.frame, stamp_ns))
+            if compressed.get_subscription_count():
+                compressed.publish(compressed_image_msg(image, camera.frame, stamp_ns, jpeg_quality))
+        self._joint_states.publish(
+            joint_state_to_msg(self._contract, observation.joint_positions, observation.gripper, stamp_ns))
+        self.frames.show_tool(observation.ee_pose, stamp_ns)
+        self._ee_pose.publish(pose_to_msg(observation.ee_pose, self._contract.robot.base_frame, stamp_ns))

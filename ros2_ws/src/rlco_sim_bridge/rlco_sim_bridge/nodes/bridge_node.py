@@ -2,6 +2,10 @@
 
 Lock step: the observation of tick k is published with stamp t_k, and the simulation stands still until the target pose
 with that stamp arrives (the gripper command before it). Once the episode is over it stands still until the next reset.
+Real time: see pacing.py for what happens on a machine that is too slow.
+
+Paused, no time passes and nothing is published but what `~/step` shows. The newest command is kept for when time goes on
+(in lock step: the command of the present tick), so that the arm continues where it stood.
 """
 
 import os
@@ -15,16 +19,14 @@ from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rosgraph_msgs.msg import Clock as ClockMessage
-from sensor_msgs.msg import CameraInfo, Image, JointState
 from std_msgs.msg import Float64MultiArray, String
-from std_srvs.srv import Trigger
+from std_srvs.srv import SetBool, Trigger
 
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC
 from rlco_common.errors import RlcoError
 from rlco_common.messages import pose_from_msg
 from rlco_common.ros import (
-    CAMERA_QOS,
     COMMAND_QOS,
     EVENT_QOS,
     STATE_QOS,
@@ -32,20 +34,19 @@ from rlco_common.ros import (
     declare,
     declare_contract,
     diagnostics,
-    image_to_msg,
-    joint_state_to_msg,
-    pose_to_msg,
     run_node,
     stamp_to_ns,
 )
-from rlco_sim_bridge.bridge import LockstepClock, RealTimeMeter, SimulatedCell
+from rlco_sim_bridge.bridge import SimulatedCell
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
-from rlco_sim_bridge.ros import camera_info_msg, clock_msg
+from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter, RealTimePacer, whole_multiple
+from rlco_sim_bridge.parameters import chosen, declare_choice
+from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, answer, clock_msg
+from rlco_sim_bridge.standard_services import StandardServices
 
 DIAGNOSTICS_PERIOD_S = 1.0
 JOIN_DELAY_S = 0.05
 RESET_DEAF_S = 0.1       # real time: the gate may send its old target until it has heard of a reset
-LOWEST_FACTOR = 0.95     # simulated seconds per second; below it the node says that real time does not hold
 
 
 class BridgeNode(RlcoLifecycleNode):
@@ -58,19 +59,23 @@ class BridgeNode(RlcoLifecycleNode):
                                  read_only=True)
         self._state_rate_hz = declare(self, "state_rate_hz", 20.0, "real time: rate of joint states and tool pose in Hz; "
                                       f"{PHYSICS_RATE_HZ} must be a multiple of it", low=1.0, high=100.0, read_only=True)
-        camera_rate_hz = declare(self, "camera_rate_hz", 10.0, "real time: rate of images in Hz; state_rate_hz must be a "
-                                 "multiple of it", low=0.1, high=100.0, read_only=True)
-        declare(self, "task", "push_cube", "task of the next episode")
-        declare(self, "domain", "twin", "domain of the next episode: twin, standin, or a domain file's path")
-        declare(self, "seed", 0, "seed of the next episode's initial state and instruction", low=0)
-        self._image_every = _multiple(self._state_rate_hz, camera_rate_hz, "state_rate_hz", "camera_rate_hz")
-        _multiple(PHYSICS_RATE_HZ, self._state_rate_hz, "the physics rate", "state_rate_hz")
+        self._camera_rate_hz = declare(self, "camera_rate_hz", 10.0, "real time: rate of images in Hz; state_rate_hz must "
+                                       "be a multiple of it", low=0.1, high=100.0, read_only=True)
+        declare(self, "jpeg_quality", 90, "quality of /compressed images, which are made while somebody subscribes",
+                low=1, high=100)
+        self._tf = declare(self, "publish_tf", "all", "TF of tool and cameras; cameras: where robot_state_publisher gives "
+                           "the tool's", choices=TF_CHOICES, read_only=True)
+        declare_choice(self, self._contract)
+        image_every = whole_multiple(self._state_rate_hz, self._camera_rate_hz, "state_rate_hz", "camera_rate_hz")
+        whole_multiple(PHYSICS_RATE_HZ, self._state_rate_hz, "the physics rate", "state_rate_hz")
         self._cell = SimulatedCell(self._contract)
+        self._sim_clock = LockstepClock(self._contract.control_period_ns)
+        self._pacer = RealTimePacer(self._state_rate_hz, image_every)
+        self._meter = RealTimeMeter()
         self._gripper: float | None = None
         self._deaf_until_ns = 0
-        self._sim_clock = LockstepClock(self._contract.control_period_ns)
-        self._meter = RealTimeMeter()
-        self._live = False
+        self._commanded = False      # lock step: the command of the present tick is there
+        self.live = self.paused = self.stopped = False
         self._running_timers = []
         self._endpoints = []
 
@@ -83,7 +88,7 @@ class BridgeNode(RlcoLifecycleNode):
         return self.guarded(self._start)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._live = False
+        self.live = False
         for timer in self._running_timers:
             self.destroy_timer(timer)
         self._running_timers.clear()
@@ -104,13 +109,7 @@ class BridgeNode(RlcoLifecycleNode):
         names = self._contract.topics
         self._event = self._advertise(String, EVENT_TOPIC, EVENT_QOS)
         self._clock_publisher = self._advertise(ClockMessage, "/clock", STATE_QOS) if self._lockstep else None
-        self._cameras = {
-            name: (self._advertise(Image, camera.topic, CAMERA_QOS),
-                   self._advertise(CameraInfo, camera.info_topic, CAMERA_QOS))
-            for name, camera in self._contract.cameras.items()
-        }
-        self._joint_states = self._advertise(JointState, names.joint_states, STATE_QOS)
-        self._ee_pose = self._advertise(PoseStamped, names.ee_pose, STATE_QOS)
+        self._topics = CellTopics(self._contract, self._advertise, self._tf)
         self._scene = self._advertise(String, topics.SCENE, STATE_QOS)
         self._diagnostics = self._advertise(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS, joins=False)
         # The gripper comes first: it is sent before the pose of its tick, and rclpy serves subscriptions in this order.
@@ -118,8 +117,13 @@ class BridgeNode(RlcoLifecycleNode):
                                               (PoseStamped, names.target_pose, self._on_target)):
             subscription = self.create_subscription(message_type, topic, callback, COMMAND_QOS)
             self._endpoints.append((self.destroy_subscription, subscription))
-        for name, callback in (("~/reset", self._on_reset), ("~/success", self._on_success)):
-            self._endpoints.append((self.destroy_service, self.create_service(Trigger, name, callback)))
+        self.offer(Trigger, "reset", lambda request, response: answer(self, response, self.new_episode))
+        self.offer(Trigger, "step", lambda request, response: answer(self, response, self.step))
+        self.offer(SetBool, "pause", lambda request, response: answer(self, response, lambda: self.pause(request.data)))
+        self.offer(Trigger, "success", self._on_success)
+        self._standard = StandardServices(self)
+        for missing in filter(None, (self._topics.frames.missing, self._standard.missing)):
+            self.get_logger().info(missing)
 
     def _advertise(self, message_type, topic, qos, joins=True):
         """A publisher; in lock step a subscriber that joins late is shown the present tick, or both would wait forever."""
@@ -128,45 +132,78 @@ class BridgeNode(RlcoLifecycleNode):
         self._endpoints.append((self.destroy_publisher, publisher))
         return publisher
 
+    def offer(self, service_type, name: str, callback) -> None:
+        """A service `/sim/NAME`, until the node is cleaned up."""
+        self._endpoints.append((self.destroy_service, self.create_service(service_type, f"~/{name}", callback)))
+
     def _start(self) -> None:
+        self.paused = self.stopped = False
         self._new_episode()
+        self.live = True
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         if self._lockstep:
             self._show_again = self.create_timer(JOIN_DELAY_S, self._on_joined, clock=steady)
             self._show_again.cancel()
             self._running_timers.append(self._show_again)
         else:
-            self._ticks = 0
-            self._meter = RealTimeMeter()
             self._running_timers.append(self.create_timer(1.0 / self._state_rate_hz, self._step_in_real_time,
                                                           clock=steady))
         self._running_timers.append(self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose, clock=steady))
-        self._live = True
 
-    # -- episodes
+    # -- what services ask for; each raises RlcoError with the reason when it cannot be done, else returns a status text
+
+    def new_episode(self) -> str:
+        """Start an episode as the parameters say. A paused simulation stays paused."""
+        self._require_live()
+        self._new_episode()
+        return self._cell.status_text()
 
     def _new_episode(self) -> None:
-        event = self._cell.reset(*(self.get_parameter(name).value for name in ("task", "domain", "seed")))
+        event = self._cell.reset(chosen(self))
         self.get_logger().info(f"episode {event.task}/{event.domain}/{event.seed}: {event.instruction}")
         self._sim_clock.new_episode()
-        stamp_ns = self._sim_clock.now_ns if self._lockstep else self._now_ns()
+        stamp_ns = self._stamp_ns()
         self._deaf_until_ns = stamp_ns + round(RESET_DEAF_S * 1e9)
-        self._gripper = None
+        self._gripper, self._commanded = None, False
+        self._pacer.restart()
         self._event.publish(String(data=replace(event, stamp_ns=stamp_ns).to_json()))
+        self._topics.frames.show_cameras(self._cell.camera_views, stamp_ns)
         self._show(stamp_ns, images=True)
 
-    def _on_reset(self, request, response):
-        if not self._live:
-            response.message = "the bridge is not active"
-            return response
-        try:
-            self._new_episode()
-        except RlcoError as error:
-            response.message = str(error)
-            self.get_logger().error(response.message)
-            return response
-        response.success, response.message = True, self._cell.status_text()
-        return response
+    def stop(self) -> str:
+        """Pause at the start of an episode."""
+        text = self.new_episode()
+        self.paused = self.stopped = True
+        return text
+
+    def pause(self, paused: bool) -> str:
+        """Let time stand still, or go on."""
+        self._require_live()
+        self.paused, self.stopped = paused, False
+        if not paused:
+            self._pacer.restart()
+            self._meter.restart()
+            self._tick_if_commanded()
+        return self._cell.status_text()
+
+    def step(self) -> str:
+        """Simulate one control tick under the newest command; only while paused or in lock step."""
+        self._require_live()
+        self.stopped = False
+        if self._lockstep:
+            if self._cell.result.done:
+                raise RlcoError(f"the episode is over; {topics.SIM_RESET} starts the next one")
+            self._tick()
+        elif self.paused:
+            self._cell.advance(self._contract.control_period_s)
+            self._show(self._stamp_ns(), images=True)
+        else:
+            raise RlcoError("time is running; pause it first (/sim/pause)")
+        return self._cell.status_text()
+
+    def _require_live(self):
+        if not self.live:
+            raise RlcoError("the bridge is not active")
 
     def _on_success(self, request, response):
         response.success, response.message = self._cell.result.success, self._cell.status_text()
@@ -187,33 +224,45 @@ class BridgeNode(RlcoLifecycleNode):
                                     f"'{self._contract.robot.base_frame}'; ignored", throttle_duration_sec=5.0)
             return
         stamp_ns = stamp_to_ns(message.header.stamp)
-        if stamp_ns != self._sim_clock.now_ns if self._lockstep else stamp_ns < self._deaf_until_ns:
+        outdated = stamp_ns != self._sim_clock.now_ns if self._lockstep else stamp_ns < self._deaf_until_ns
+        if outdated or not self.live:
             return
-        taken = self._take(target=pose_from_msg(message), gripper=self._gripper)
-        if taken and self._lockstep and not self._cell.result.done:
-            self._cell.advance(self._contract.control_period_s)
-            self._show(self._sim_clock.tick(), images=True)
-
-    def _take(self, **command) -> bool:
-        if not self._live:
-            return False
         try:
-            self._cell.command(**command)
+            self._cell.command(pose_from_msg(message), self._gripper)
         except ValueError as error:
             self.get_logger().error(str(error), throttle_duration_sec=5.0)
-            return False
-        return True
+            return
+        self._commanded = True
+        self._tick_if_commanded()
+
+    # -- time
+
+    def _tick_if_commanded(self) -> None:
+        if self._lockstep and self._commanded and not self.paused and not self._cell.result.done:
+            self._tick()
+
+    def _tick(self) -> None:
+        self._commanded = False
+        self._cell.advance(self._contract.control_period_s)
+        self._show(self._sim_clock.tick(), images=True)
+
+    def _step_in_real_time(self) -> None:
+        if self.paused:
+            return
+        steps, image = self._pacer.due()
+        for _ in range(steps):
+            self._cell.advance(1.0 / self._state_rate_hz)
+        if steps:
+            self._show(self._stamp_ns(), image)
+            self._meter.add(steps / self._state_rate_hz, image)
+
+    def _stamp_ns(self) -> int:
+        return self._sim_clock.now_ns if self._lockstep else self.get_clock().now().nanoseconds
 
     # -- observations
 
-    def _step_in_real_time(self) -> None:
-        self._cell.advance(1.0 / self._state_rate_hz)
-        self._meter.add(1.0 / self._state_rate_hz)
-        self._ticks += 1
-        self._show(self._now_ns(), images=self._ticks % self._image_every == 0)
-
     def _on_matched(self, info) -> None:
-        if self._live and info.current_count_change > 0:
+        if self.live and info.current_count_change > 0:
             self._show_again.reset()    # several subscribers that join at once are served once
 
     def _on_joined(self) -> None:
@@ -221,41 +270,26 @@ class BridgeNode(RlcoLifecycleNode):
         self._show(self._sim_clock.now_ns, images=True)
 
     def _show(self, stamp_ns: int, images: bool) -> None:
-        """Publish one instant. All messages bear the same stamp; the tool pose, on which the gate decides, comes last."""
+        """Publish one instant under one stamp."""
         if self._lockstep:
             self._clock_publisher.publish(clock_msg(stamp_ns))
-        observation = self._cell.observe(images)
-        for name, image in observation.images.items():
-            camera = self._contract.cameras[name]
-            pixels, info = self._cameras[name]
-            info.publish(camera_info_msg(camera, self._cell.camera_intrinsics(name), stamp_ns))
-            pixels.publish(image_to_msg(image, camera.frame, stamp_ns))
-        self._joint_states.publish(
-            joint_state_to_msg(self._contract, observation.joint_positions, observation.gripper, stamp_ns))
-        self._ee_pose.publish(pose_to_msg(observation.ee_pose, self._contract.robot.base_frame, stamp_ns))
+        observation = self._cell.observe(images and self._topics.pictures_wanted)
+        self._topics.show(observation, self._cell.camera_views, stamp_ns, self.get_parameter("jpeg_quality").value)
         self._scene.publish(String(data=self._cell.scene_text(stamp_ns)))
 
     def _diagnose(self) -> None:
-        level, message, values = DiagnosticStatus.OK, "lock step", {"sim_time_s": self._sim_clock.now_ns / 1e9}
-        if not self._lockstep:
-            factor = self._meter.factor
-            values = {"real_time_factor": f"{factor:.3f}", "state_rate_hz": f"{factor * self._state_rate_hz:.1f}"}
-            message = "real time"
-            if factor < LOWEST_FACTOR:
-                level, message = DiagnosticStatus.WARN, f"slower than real time (factor {factor:.2f})"
-                self.get_logger().warning(f"{message}; lower camera_rate_hz, or use lock step", throttle_duration_sec=10.0)
-        values |= {"unreached_targets": self._cell.unreached_targets}
-        self._diagnostics.publish(diagnostics(self, "sim", level, message, values))
-
-    def _now_ns(self) -> int:
-        return self.get_clock().now().nanoseconds
-
-
-def _multiple(fast: float, slow: float, fast_name: str, slow_name: str) -> int:
-    count = round(fast / slow)
-    if count < 1 or abs(count * slow - fast) > 1e-6:
-        raise RlcoError(f"{fast_name} ({fast:g} Hz) is not a multiple of {slow_name} ({slow:g} Hz)")
-    return count
+        if self._lockstep:
+            message, complaint, values = "lock step", "", {"sim_time_s": self._sim_clock.now_ns / 1e9}
+        else:
+            message, complaint = "real time", self._meter.complaint(self._camera_rate_hz)
+            values = self._meter.values()
+        if self.paused:
+            message, complaint = "paused", ""
+        if complaint:
+            self.get_logger().warning(complaint, throttle_duration_sec=10.0)
+        values |= {"unreached_targets": self._cell.unreached_targets, "tf": self._topics.frames.missing or self._tf}
+        level = DiagnosticStatus.WARN if complaint else DiagnosticStatus.OK
+        self._diagnostics.publish(diagnostics(self, "sim", level, complaint or message, values))
 
 
 def main(args=None) -> int:
