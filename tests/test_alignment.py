@@ -133,8 +133,8 @@ def test_true_stamps_survive():
 
 
 def test_idle_ticks_are_those_that_command_nothing():
-    actions = np.zeros((5, 7), np.float32)
+    actions = np.zeros((8, 7), np.float32)
     actions[1, 0] = 0.01
     actions[2, 5] = 0.1
-    actions[3:, 6] = 1.0     # the gripper opens at tick 3 and stays open
-    assert idle_ticks(actions).tolist() == [True, False, False, False, True]
+    actions[3:, 6] = 1.0     # the gripper opens at tick 3; standing still while the fingers move is not idle
+    assert idle_ticks(actions).tolist() == [True, False, False, False, False, False, True, True]

@@ -31,18 +31,22 @@ def _record(commands) -> None:
 def _demos(commands) -> None:
     def run(options):
         from rlco_common.contract import load_contract
+        from rlco_sim_bridge.variation import variation_from_text
         from rlco_trainer.dataset.simulated import write_simulated_demos
 
-        write_simulated_demos(load_contract(options.contract), options.out, task=options.task, domain=options.domain,
-                              count=options.count, noise=options.noise, workers=options.workers,
-                              overwrite=options.overwrite)
+        frames = write_simulated_demos(
+            load_contract(options.contract), options.out, task=options.task, domain=options.domain, count=options.count,
+            noise=options.noise, workers=options.workers, variation=variation_from_text(options.variation, "--variation"),
+            overwrite=options.overwrite)
+        print(f"{options.out}: {options.count} episodes, {frames} frames")
 
-    parser = command(commands, "demos", run, "generate simulated demonstrations with the scripted expert")
+    parser = command(commands, "demos", run, "generate simulated demonstrations with an expert; goes on where it was stopped")
     parser.add_argument("task", help="task of the contract, for example push_cube")
-    parser.add_argument("-n", "--count", type=int, default=1000, help="successful episodes to write")
+    parser.add_argument("-n", "--count", type=int, default=1000, help="successful episodes to write; failures are rejected")
     parser.add_argument("--out", type=Path, required=True, help="directory of the LeRobot dataset")
     parser.add_argument("--domain", default="twin", help="twin, standin, or a domain YAML")
     parser.add_argument("--noise", type=float, default=0.1, help="relative noise on the expert's actions")
+    parser.add_argument("--variation", default="", help="for example start=perturbed,camera=0.5,light=0.5")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     contract_option(parser)

@@ -12,6 +12,7 @@ from rlco_common.observation import Observation, encode_proprioception
 IDLE_TRANSLATION_M = 5e-4
 IDLE_ROTATION_RAD = 5e-3
 IDLE_GRIPPER = 0.02
+GRIPPER_SETTLE_TICKS = 3    # fingers need this long after a command; standing still meanwhile is part of a grasp
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,13 @@ class AlignedEpisode:
 
 
 def idle_ticks(actions: np.ndarray) -> np.ndarray:
-    """Boolean [T]: the command neither moves the target nor changes the gripper relative to the tick before."""
+    """Boolean [T]: the command does not move the target, and the gripper's has been the same for some ticks."""
     still = (np.linalg.norm(actions[:, :3], axis=1) < IDLE_TRANSLATION_M) & (
         np.linalg.norm(actions[:, 3:6], axis=1) < IDLE_ROTATION_RAD
     )
-    gripper = actions[:, 6]
-    return still & (np.abs(np.diff(gripper, prepend=gripper[:1])) < IDLE_GRIPPER)
+    changed = np.abs(np.diff(actions[:, 6], prepend=actions[:1, 6])) >= IDLE_GRIPPER
+    settling = np.convolve(changed, np.ones(GRIPPER_SETTLE_TICKS), "full")[: len(changed)] > 0
+    return still & ~settling
 
 
 def episode_from_steps(

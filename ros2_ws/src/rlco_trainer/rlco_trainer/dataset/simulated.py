@@ -1,34 +1,63 @@
-"""Simulated demonstrations: the scripted expert in the twin, written as a LeRobot dataset."""
+"""Simulated demonstrations: an expert in a twin, written as a LeRobot dataset."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from rlco_common.contract import Contract
 from rlco_common.episode import EpisodeMetadata
+from rlco_common.errors import ConfigError
 from rlco_common.seeds import SIM_DEMOS
 from rlco_sim_bridge.demos import DemoGenerator
+from rlco_sim_bridge.pool import Rollout
+from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_trainer.dataset.episode import AlignedEpisode, episode_from_steps, idle_ticks
+from rlco_trainer.dataset.spool import EpisodeSpool
 from rlco_trainer.dataset.writer import write_dataset
 
 
 def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: str, count: int, noise: float, workers: int,
-                          overwrite: bool = False, quiet: bool = False) -> int:
-    """Write `count` successful expert episodes of `task` in `domain`; failures are rejected. Returns the frame count."""
-    lineage = {"kind": "simulated", "expert": "scripted", "noise": noise, "first_seed": SIM_DEMOS.start}
-    episodes = _episodes(contract, task, domain, count, noise, workers, quiet)
-    return write_dataset(out, contract, episodes, lineage=lineage, overwrite=overwrite)
+                          variation: Variation = NOMINAL, overwrite: bool = False, quiet: bool = False) -> int:
+    """Write `count` successful expert episodes of `task` in `domain`; failures are rejected. Returns the frame count.
+
+    A stopped generation leaves its episodes beside `out`, and the same call goes on from there; the dataset is the same as
+    without the stop. Raises ConfigError when `out` exists (see overwrite), or when held-out objects are asked for.
+    """
+    if variation.objects != "seen":
+        raise ConfigError("demonstrations never show the held-out objects; leave out objects=unseen")
+    out = Path(out)
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; choose another --out or give --overwrite")
+    recipe = {"kind": "simulated", "task": task, "domain": str(domain), "expert": "scripted", "noise": noise,
+              "variation": variation.text(), "first_seed": SIM_DEMOS.start, "contract_hash": contract.hash}
+    spool = EpisodeSpool(out.with_name(f".{out.name}.demos"), recipe, contract.to_json())
+    _generate(contract, spool, task, domain, count, noise, workers, variation, quiet)
+    kept = spool.seeds()[:count]
+    episodes = tqdm(spool.episodes(kept), total=len(kept), desc=f"write {out.name}", disable=quiet, dynamic_ncols=True)
+    frames = write_dataset(out, contract, episodes, overwrite=overwrite,
+                           lineage=recipe | {"rejected": kept[-1] - SIM_DEMOS.start + 1 - len(kept)})
+    spool.remove()
+    return frames
 
 
-def _episodes(contract, task, domain, count, noise, workers, quiet) -> Iterator[AlignedEpisode]:
-    with tqdm(total=count, desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
-        for demo in DemoGenerator(contract, task, domain, SIM_DEMOS, count, noise=noise, workers=workers):
-            metadata = EpisodeMetadata(
-                episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
-                operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(),
-                success=True,
-            )
-            episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
+def _generate(contract, spool, task, domain, count, noise, workers, variation, quiet) -> None:
+    """Fill the spool up to `count` episodes. Seeds are taken in order, so what it holds is always a beginning."""
+    held = spool.seeds()
+    if len(held) >= count:
+        return
+    seeds = range(held[-1] + 1 if held else SIM_DEMOS.start, SIM_DEMOS.stop)
+    generator = DemoGenerator(contract, task, domain, seeds, count - len(held), noise=noise, workers=workers,
+                              variation=variation)
+    with tqdm(total=count, initial=len(held), desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
+        for demo in generator:
+            spool.put(_episode(contract, demo, task, domain))
+            bar.set_postfix(rejected=generator.rejected)
             bar.update()
-            yield episode.select(~idle_ticks(episode.actions))
+
+
+def _episode(contract: Contract, demo: Rollout, task: str, domain: str) -> AlignedEpisode:
+    metadata = EpisodeMetadata(
+        episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
+        operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True)
+    episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
+    return episode.select(~idle_ticks(episode.actions))
