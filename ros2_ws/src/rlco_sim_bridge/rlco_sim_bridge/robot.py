@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from mani_skill.agents.controllers import PDEEPoseControllerConfig, PDJointPosMimicControllerConfig
 from mani_skill.agents.controllers.pd_ee_pose import PDEEPoseController
@@ -17,8 +18,10 @@ from mani_skill.utils.geometry import rotation_conversions
 from mani_skill.utils.structs import Pose
 
 from rlco_common.contract import Contract
+from rlco_sim_bridge.arm import FINGERS, kinematics
 from rlco_sim_bridge.cache import cached_folder
 from rlco_sim_bridge.domain import Domain
+from rlco_sim_bridge.scenery import from_sapien
 
 TOOL_LINKS = ("panda_hand", "panda_leftfinger", "panda_rightfinger")
 CONTROL_MODE = "pd_ee_target_delta_pose"
@@ -69,12 +72,19 @@ class CellArmController(PDEEPoseController):
         self._step = 0
         self._start_qpos = self._target_qpos.clone()
         self._target_pose = self._composed(self._target_pose, action)
-        solved = self.kinematics.compute_ik(
-            pose=self._miscalibrated(self._target_pose), q0=self.articulation.get_qpos(),
-            current_pose=self.ee_pose_at_base, solver_config=self.config.delta_solver_config)
+        solved = self._solved(self._miscalibrated(self._target_pose))
         if solved is not None:
             self._target_qpos = solved
         self._step_size = (self._target_qpos - self._start_qpos) / self._sim_steps
+
+    def _solved(self, target):
+        """[N, 7] joint positions with the tool at `target`; None where the solver of the CPU does not get there."""
+        if self.device.type == "cuda":
+            return self.kinematics.compute_ik(pose=target, q0=self.articulation.get_qpos(), current_pose=self.ee_pose_at_base,
+                                              solver_config=self.config.delta_solver_config)
+        qpos = kinematics(self.config.urdf_path).inverse(
+            from_sapien(target.sp), self.articulation.get_qpos()[0].numpy().astype(np.float64))
+        return None if qpos is None else torch.tensor(qpos[None, :-FINGERS], dtype=torch.float32)
 
     def _composed(self, target, action):
         """contract.compose_target, batched."""
