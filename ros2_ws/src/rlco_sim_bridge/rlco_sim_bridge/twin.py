@@ -164,15 +164,19 @@ class Twin:
         """Simulated time since the reset, nanoseconds."""
         return self._physics_steps * (1_000_000_000 // PHYSICS_RATE_HZ)
 
-    def picture(self, width: int = 640, height: int = 480, shader: str = "default", camera: str | None = None):
-        """uint8 [height, width, 3] RGB for people, from a contract camera's place. Raises TwinError without a renderer."""
+    def picture(self, width: int = 640, height: int = 480, shader: str = "default", camera: str | None = None,
+                view: CameraView | None = None) -> np.ndarray:
+        """uint8 [height, width, 3] RGB for people, from a contract camera's place or from `view`.
+
+        Raises TwinError without a renderer.
+        """
         if not self._cameras:
             raise TwinError("this twin was made with render=False; make one with render=True to take pictures")
         name = camera or next(iter(self._cameras))
         key = (name, width, height, shader)
         if key not in self._views:
             self._views[key] = _add_camera(self._env, width, height, shader)
-        _point(self._views[key], self.camera_view(name))
+        _point(self._views[key], view or self.camera_view(name))
         self._update_render()
         return self._picture(self._views[key])
 
@@ -278,5 +282,5 @@ def _add_camera(env, width, height, shader):
 
 
 def _point(camera, view: CameraView) -> None:
-    camera.entity.set_pose(camera_pose(view))
+    camera.set_local_pose(camera_pose(view))    # not the entity's: ManiSkill put the first view there, and both count
     camera.set_fovy(view.fov_rad)
