@@ -14,7 +14,7 @@ from rlco_common.pose import Pose, compose_delta, delta_between
 from rlco_sim_bridge.domain import ArmSpec
 
 FINGERS = 2
-_MAX_START_TRIES = 20
+_START_ITERATIONS = 1000     # of the solver; a start pose may be far from the rest pose
 
 
 class Kinematics:
@@ -33,11 +33,11 @@ class Kinematics:
         self._model.set_link_order([Panda.ee_link_name])
         self._mask = np.array([name in Panda.arm_joint_names for name in joints])
 
-    def inverse(self, pose: Pose, near: np.ndarray) -> np.ndarray | None:
+    def inverse(self, pose: Pose, near: np.ndarray, iterations: int = 100) -> np.ndarray | None:
         """[9] joint positions with the tool at `pose`, near `near` [9]; None when the solver does not get there."""
         x, y, z, w = pose.quaternion
         qpos, success, _ = self._model.compute_inverse_kinematics(
-            0, sapien.Pose(pose.position, [w, x, y, z]), initial_qpos=near, active_qmask=self._mask, max_iterations=100)
+            0, sapien.Pose(pose.position, [w, x, y, z]), initial_qpos=near, active_qmask=self._mask, max_iterations=iterations)
         return np.asarray(qpos, dtype=np.float64) if success else None
 
 
@@ -48,13 +48,11 @@ def kinematics(urdf_path: str) -> Kinematics:
 
 def start_qpos(urdf_path: str, tool: Pose, opening_m: float = 0.04) -> np.ndarray:
     """[9] joint positions of an episode's start: tool at `tool`, elbow as in ManiSkill's rest pose, gripper open."""
-    qpos = np.array(Panda.keyframes["rest"].qpos, dtype=np.float64)
-    for _ in range(_MAX_START_TRIES):
-        solved = kinematics(urdf_path).inverse(tool, qpos)
-        if solved is not None:
-            solved[-FINGERS:] = opening_m
-            return solved
-    raise TwinError(f"the start pose {tool.position.round(3).tolist()} is out of the arm's reach; change tool_start_m")
+    solved = kinematics(urdf_path).inverse(tool, np.array(Panda.keyframes["rest"].qpos, dtype=np.float64), _START_ITERATIONS)
+    if solved is None:
+        raise TwinError(f"the start pose {tool.position.round(3).tolist()} is out of the arm's reach; change the layout's start.tool_m")
+    solved[-FINGERS:] = opening_m
+    return solved
 
 
 class Arm:
@@ -66,8 +64,9 @@ class Arm:
     def __init__(self, agent: Panda, robot: RobotSpec, spec: ArmSpec, physics_period_s: float):
         self._articulation = agent.robot._objs[0]
         joints = {joint.name: joint._objs[0] for joint in agent.robot.active_joints}
-        self._joints = [joints[name] for name in (*Panda.arm_joint_names, *Panda.gripper_joint_names)]
-        self._limits = np.array([joint.limits[0] for joint in self._joints])[:-FINGERS]
+        joints = [joints[name] for name in (*Panda.arm_joint_names, *Panda.gripper_joint_names)]
+        self._set_targets = [joint.set_drive_target for joint in joints]
+        self._limits = np.array([joint.limits[0] for joint in joints])[:-FINGERS]
         self._kinematics = kinematics(agent.urdf_path)
         self._robot = robot
         self._spec = spec
@@ -79,36 +78,39 @@ class Arm:
         self.unreached = 0
         self._start_tool = tool
         self._goal = np.array(qpos, dtype=np.float64)
-        self._ramp_start, self._ramp_steps, self._ramp_step = self._goal, 1, 1
-        self._pending = deque([self._goal] * self._delay_steps)
-        self._drive(self._goal)
+        self._ramp, self._ramp_step = [self._goal.tolist()], 0
+        self._pending = deque(self._ramp * self._delay_steps)
+        self._drive(self._ramp[0])
 
     def command(self, target: Pose, gripper: float, steps: int) -> None:
         """Move to `target` (base frame) and gripper opening [0, 1] linearly in joint space over `steps` physics steps."""
         solved = self._kinematics.inverse(self._miscalibrated(target), self._articulation.get_qpos().astype(np.float64))
-        goal = self._goal.copy()
+        start, goal, steps = self._goal, self._goal.copy(), max(1, steps)
         arm = solved[:-FINGERS] if solved is not None else None
         if arm is None or (arm < self._limits[:, 0]).any() or (arm > self._limits[:, 1]).any():
             self.unreached += 1
         else:
             goal[:-FINGERS] = arm
         goal[-FINGERS:] = self._robot.gripper_joint_position(gripper)
-        self._ramp_start, self._goal, self._ramp_steps, self._ramp_step = self._goal, goal, steps, 0
+        ramp = start + np.arange(1, steps + 1)[:, None] / steps * (goal - start)
+        ramp[:, -FINGERS:] = goal[-FINGERS:]
+        self._goal, self._ramp, self._ramp_step = goal, ramp.tolist(), 0
 
     def advance(self) -> None:
-        """Set the drive targets of the next physics step."""
-        self._ramp_step = min(self._ramp_step + 1, self._ramp_steps)
-        share = self._ramp_step / self._ramp_steps
-        arm = self._ramp_start + share * (self._goal - self._ramp_start)
-        arm[-FINGERS:] = self._goal[-FINGERS:]
-        self._pending.append(arm)
-        self._drive(self._pending.popleft())
+        """Set the drive targets of the next physics step; at the end of the ramp its last ones."""
+        row = self._ramp[self._ramp_step]
+        if self._ramp_step < len(self._ramp) - 1:
+            self._ramp_step += 1
+        if self._delay_steps:
+            self._pending.append(row)
+            row = self._pending.popleft()
+        self._drive(row)
 
     def _miscalibrated(self, target: Pose) -> Pose:
         if self._spec.gain == 1.0:
             return target
         return compose_delta(self._start_tool, self._spec.gain * delta_between(self._start_tool, target))
 
-    def _drive(self, qpos):
-        for joint, position in zip(self._joints, qpos.tolist(), strict=True):
-            joint.set_drive_target(position)
+    def _drive(self, positions):
+        for set_target, position in zip(self._set_targets, positions, strict=True):
+            set_target(position)

@@ -24,6 +24,8 @@ from rlco_sim_bridge.tasks import load_task
 from rlco_sim_bridge.tasks.base import Snapshot
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
+_XYZW = [1, 2, 3, 0]    # of SAPIEN's quaternions
+
 
 class Twin:
     """A scene of `task` in `domain`.
@@ -51,6 +53,7 @@ class Twin:
         self._articulation = self._env.agent.robot._objs[0]
         self._tool_link = self._env.agent.tcp._objs[0]
         self._bodies = {name: actor._objs[0] for name, actor in self._env.bodies.items()}
+        self._positions, self._quaternions = np.zeros((len(self._bodies), 3)), np.zeros((len(self._bodies), 4))
         self._dynamics = {name: entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
                           for name, entity in self._bodies.items() if not self.task.bodies[name].fixed}
         self._cabinet = self._env.cabinet._objs[0] if self._env.cabinet is not None else None
@@ -121,9 +124,10 @@ class Twin:
         """Let `duration_s` pass, to a whole physics step, under the command given last."""
         self._require_state()
         steps = round(duration_s * PHYSICS_RATE_HZ)
+        advance, step = self._arm.advance, self._physics.step
         for _ in range(steps):
-            self._arm.advance()
-            self._physics.step()
+            advance()
+            step()
         self._physics_steps += steps
         return self._judge()
 
@@ -193,11 +197,12 @@ class Twin:
         return StepResult(self._success, self._failure, steps, self._success or self._failure or steps >= self.max_steps)
 
     def _snapshot(self) -> Snapshot:
-        poses = [entity.get_pose() for entity in self._bodies.values()]
-        quaternion = np.array([pose.q for pose in poses], dtype=np.float64).reshape(-1, 4)
+        for row, entity in enumerate(self._bodies.values()):
+            pose = entity.get_pose()
+            self._positions[row], self._quaternions[row] = pose.p, pose.q
         return Snapshot(
-            position=np.array([pose.p for pose in poses], dtype=np.float64).reshape(-1, 3),
-            quaternion=quaternion[:, [1, 2, 3, 0]], tool=np.asarray(self._tool_link.get_entity_pose().p, dtype=np.float64),
+            position=self._positions.copy(), quaternion=self._quaternions[:, _XYZW],
+            tool=self._tool_link.get_entity_pose().p.astype(np.float64),
             opening=np.float64(self.contract.robot.gripper_opening(float(self._articulation.get_qpos()[7]))),
             travel=np.float64(self._travel_m()))
 
