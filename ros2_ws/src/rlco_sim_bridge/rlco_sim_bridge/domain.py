@@ -103,11 +103,15 @@ class LookSpec:
 
 @dataclass(frozen=True)
 class CameraView:
-    """Where a camera is, what it looks at (base frame), and its vertical field of view."""
+    """Where a camera is, what it looks at (base frame), and its vertical field of view.
+
+    roll_rad: rotation about the viewing direction; positive turns the camera clockwise, as seen from behind it.
+    """
 
     eye_m: Vector
     target_m: Vector
     fov_rad: float
+    roll_rad: float = 0.0
 
     def __post_init__(self):
         _require_positive(self, "fov_rad")
@@ -118,7 +122,9 @@ class CameraView:
         forward = forward / np.linalg.norm(forward)
         left = np.cross([0.0, 0.0, 1.0], forward)
         left = left / np.linalg.norm(left)
-        return np.stack([forward, left, np.cross(forward, left)], axis=1)
+        up = np.cross(forward, left)
+        cosine, sine = np.cos(self.roll_rad), np.sin(self.roll_rad)
+        return np.stack([forward, cosine * left + sine * up, cosine * up - sine * left], axis=1)
 
     def intrinsics(self, width: int, height: int) -> np.ndarray:
         """[3, 3] pinhole matrix in pixels; square pixels, principal point in the middle."""

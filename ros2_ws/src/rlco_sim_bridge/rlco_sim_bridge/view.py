@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from rlco_common.contract import Contract
+from rlco_common.errors import ConfigError
 from rlco_common.observation import encode_image
 from rlco_sim_bridge.domain import Domain
 from rlco_sim_bridge.twin import Twin
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
 GAP_PIXELS = 8
+CAPTION_PIXELS = 20
 
 
 def side_by_side(contract: Contract, task: str, domains: Sequence[str | Domain] = ("twin", "standin"), seed: int = 0, *,
@@ -28,10 +31,37 @@ def side_by_side(contract: Contract, task: str, domains: Sequence[str | Domain] 
     return joined(pictures, axis=1)
 
 
-def task_grid(contract: Contract, tasks: Sequence[str], domains: Sequence[str | Domain] = ("twin", "standin"), seed: int = 0,
-              **options) -> np.ndarray:
-    """uint8 RGB picture with a row for every task and a column for every domain; options as for side_by_side."""
-    return joined([side_by_side(contract, task, domains, seed, **options) for task in tasks], axis=0)
+def task_grid(contract: Contract, tasks: Sequence[str], columns: Sequence[tuple[str, Variation]], seed: int = 0, *,
+              width: int = 320, height: int = 240, shader: str = "default") -> np.ndarray:
+    """uint8 RGB picture with a row for every task and a column for every (domain, variation), captioned.
+
+    A cell stays white where the task has no such variation.
+    """
+    captions = [captioned(np.full((1, width, 3), 255, np.uint8), " ".join((domain, variation.text())).strip())[:CAPTION_PIXELS]
+                for domain, variation in columns]
+    rows = [joined(captions, axis=1)]
+    for task in tasks:
+        cells = [_cell(contract, task, domain, variation, seed, width, height, shader) for domain, variation in columns]
+        rows.append(joined(cells, axis=1))
+    return np.concatenate([rows[0], joined(rows[1:], axis=0)], axis=0)
+
+
+def _cell(contract, task, domain, variation, seed, width, height, shader) -> np.ndarray:
+    try:
+        twin = Twin(contract, task, domain, variation=variation)
+    except ConfigError:
+        return np.full((height, width, 3), 255, np.uint8)
+    twin.reset(seed)
+    picture = twin.picture(width, height, shader)
+    twin.close()
+    return picture
+
+
+def captioned(picture: np.ndarray, text: str) -> np.ndarray:
+    """The picture under a line of text, 20 pixels higher."""
+    strip = Image.new("RGB", (picture.shape[1], CAPTION_PIXELS), "white")
+    ImageDraw.Draw(strip).text((4, 4), text, fill="black")
+    return np.concatenate([np.asarray(strip), picture], axis=0)
 
 
 def policy_views(twin: Twin, seeds: Sequence[int], size: int) -> np.ndarray:

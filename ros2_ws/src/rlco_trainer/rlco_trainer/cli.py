@@ -4,9 +4,9 @@ import argparse
 import sys
 
 from rlco_common.errors import RlcoError
-from rlco_trainer.commands import data, demo, doctor, run, train
+from rlco_trainer.commands import data, demo, doctor, run, train, twin, up
 
-GROUPS = (doctor, demo, data, train, run)
+GROUPS = (doctor, demo, data, twin, train, run, up)
 
 
 def main(arguments: list[str] | None = None) -> int:

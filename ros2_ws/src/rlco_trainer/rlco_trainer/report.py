@@ -1,17 +1,14 @@
 """The report of a demo run: one self-contained HTML page, and the same as text. Every figure comes from the records."""
 
-import base64
-import io
 import json
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from rlco_common.records import Rate, TrialRecord, mcnemar, success_rate
-from rlco_common.resources import share_directory
 from rlco_trainer.metrics import read_metrics
+from rlco_trainer.pages import curve_url, data_url, machine, picture_url, write_page
 
 # Paper, Table I, push_cube row: success on the real robot, %.
 PAPER_PUSH_CUBE = {
@@ -41,23 +38,15 @@ class ReportInput:
 
 def write_report(source: ReportInput, out: Path) -> str:
     """Write the page to `out`; returns the text version."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(share_directory("rlco_trainer", "templates")), autoescape=True, trim_blocks=True,
-        lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("report.html.j2").render(
+    write_page(
+        "report.html.j2", out,
         title=source.title, rows=_rows(source.trials), paper=PAPER_PUSH_CUBE, labels=LABELS, colors=COLORS,
         comparisons=_comparisons(source.trials), ros=_over_ros(source.trials), steps=source.step_seconds,
-        total_s=sum(source.step_seconds.values()), machine=machine(), lineage=source.lineage, notes=source.notes,
-        plots=[(caption, _data_url(data, "image/svg+xml")) for caption, data in _plots(source)],
-        pictures=[(caption, _png_url(image)) for caption, image in source.pictures.items()],
-        videos=[(caption, _data_url(path.read_bytes(), "video/mp4")) for caption, path in source.videos.items()],
+        total_s=sum(source.step_seconds.values()), lineage=source.lineage, notes=source.notes, plots=_plots(source),
+        pictures=[(caption, picture_url(image)) for caption, image in source.pictures.items()],
+        videos=[(caption, data_url(path.read_bytes(), "video/mp4")) for caption, path in source.videos.items()],
         commands=source.commands,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
     return render_text(source)
 
 
@@ -75,20 +64,6 @@ def render_text(source: ReportInput) -> str:
     lines += ["", *(f"{name:<32}{seconds:7.0f} s" for name, seconds in source.step_seconds.items()),
               f"{'total':<32}{sum(source.step_seconds.values()):7.0f} s", f"machine: {machine()}", *source.notes]
     return "\n".join(lines)
-
-
-def machine() -> str:
-    """Processor, cores and memory, as measured figures must say."""
-    processor, memory = platform.processor() or platform.machine(), 0
-    try:
-        information = Path("/proc/cpuinfo").read_text()
-        processor = next(line.split(":", 1)[1].strip() for line in information.splitlines() if line.startswith("model name"))
-        memory = int(Path("/proc/meminfo").read_text().split()[1]) // 2**20
-    except (OSError, StopIteration):
-        processor = platform.platform()
-    import os
-
-    return f"{len(os.sched_getaffinity(0))} cores of {processor}, {memory} GiB, no GPU used"
 
 
 def _rows(trials: list[TrialRecord]) -> list[dict]:
@@ -124,67 +99,29 @@ def _over_ros(trials: list[TrialRecord]) -> Rate | None:
     return success_rate(own) if own else None
 
 
-def _plots(source: ReportInput) -> list[tuple[str, bytes]]:
+def _plots(source: ReportInput) -> list[tuple[str, str]]:
     metrics = {arm: read_metrics(run / "metrics.jsonl") for arm, run in source.runs.items()}
     stage1 = {arm: rows for arm, rows in metrics.items() if arm != "rl_co"}
     rl = metrics.get("rl_co", [])
     plots = [
-        ("Stage I: supervised loss", _curve({LABELS[a]: (_series(r, "sft/loss"), COLORS[a]) for a, r in stage1.items()},
+        ("Stage I: supervised loss", curve_url({LABELS[a]: (_series(r, "sft/loss"), COLORS[a]) for a, r in stage1.items()},
                                             "optimizer step", "training loss", log=True)),
         ("Stage I: loss on held-out real demonstrations",
-         _curve({LABELS[a]: (_series(r, "real/held_out_loss"), COLORS[a]) for a, r in stage1.items()},
+         curve_url({LABELS[a]: (_series(r, "real/held_out_loss"), COLORS[a]) for a, r in stage1.items()},
                 "optimizer step", "held-out real loss", log=True)),
     ]
     if rl:
-        plots.append(("Stage II: success in the twin", _curve(
+        plots.append(("Stage II: success in the twin", curve_url(
             {"exploring": (_series(rl, "rollout/success"), "#d9a38f"),
              "greedy": (_series(rl, "twin/success"), COLORS["rl_co"])},
             "iteration", "success rate")))
-        plots.append(("Stage II: forgetting monitor", _curve(
+        plots.append(("Stage II: forgetting monitor", curve_url(
             {"held-out real loss": (_series(rl, "real/held_out_loss"), COLORS["rl_co"])}, "iteration", "held-out real loss")))
     return plots
 
 
 def _series(rows, name):
     return [(row["step"], row[name]) for row in rows if name in row]
-
-
-def _curve(lines: dict, x: str, y: str, log: bool = False) -> bytes:
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(4.6, 2.9), layout="constrained")
-    for label, (points, color) in lines.items():
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, color=color, linewidth=1.6)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    if log:
-        axes.set_yscale("log")
-    else:
-        axes.set_ylim(bottom=0)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25)
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def _png_url(image: np.ndarray) -> str:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG")
-    return _data_url(buffer.getvalue(), "image/png")
-
-
-def _data_url(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def lineage_entry(kind: str, name: str, digest: str, detail: str) -> dict:
