@@ -42,6 +42,11 @@ class Child:
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def obituary(self) -> str:
+        """How the process ended, and its last words."""
+        return (f"process '{self.name}' (pid {self.pid}) ended with {_exit_text(self.process.returncode)}; "
+                f"its log is {self.log}. Last lines:\n{self.tail()}")
+
 
 class Processes:
     """The processes of one session. Use as a context manager: leaving it stops them all.
@@ -83,8 +88,8 @@ class Processes:
         ros = ["--ros-args", *ros_arguments] if ros_arguments else []
         return self.start(name or module.rpartition(".")[2], [sys.executable, "-m", module, *arguments, *ros])
 
-    def start(self, name: str, command: Sequence[str]) -> Child:
-        """Start any command under this session's environment."""
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
+        """Start any command under this session's environment, with additions of its own."""
         if name in self._children and self._children[name].running():
             raise ProcessError(f"process '{name}' is already running (pid {self._children[name].pid}); stop it first")
         self.log_directory.mkdir(parents=True, exist_ok=True)
@@ -92,7 +97,7 @@ class Processes:
         with log.open("ab") as stream:
             process = subprocess.Popen(
                 list(command), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-                env=self._environment, start_new_session=True, preexec_fn=_end_with_parent,
+                env={**self._environment, **(environment or {})}, start_new_session=True, preexec_fn=_end_with_parent,
             )
         self._children[name] = Child(name, process, log)
         return self._children[name]
@@ -101,10 +106,14 @@ class Processes:
         """Raise ProcessError when a process ended by itself; pass this as `watch` to RosClient."""
         for child in self._children.values():
             if not child.running():
-                raise ProcessError(
-                    f"process '{child.name}' (pid {child.pid}) ended with {_exit_text(child.process.returncode)}; "
-                    f"its log is {child.log}. Last lines:\n{child.tail()}"
-                )
+                raise ProcessError(child.obituary())
+
+    def take_ended(self) -> list[Child]:
+        """The processes that ended by themselves, for a caller that does not take every end for an error; forgotten here."""
+        ended = [child for child in self._children.values() if not child.running()]
+        for child in ended:
+            del self._children[child.name]
+        return ended
 
     def kill(self, name: str) -> None:
         """SIGKILL one process, as a crash test does; it is then forgotten."""
