@@ -13,6 +13,7 @@ setup(
         (f"share/{package_name}", ["package.xml"]),
         (f"share/{package_name}/config/domains", glob("config/domains/*.yaml")),
         (f"share/{package_name}/config/tasks", glob("config/tasks/*.yaml")),
+        (f"share/{package_name}/launch", glob("launch/*.launch.xml")),
     ],
     install_requires=["setuptools"],
     zip_safe=True,
