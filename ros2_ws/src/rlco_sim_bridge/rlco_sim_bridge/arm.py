@@ -50,7 +50,8 @@ def start_qpos(urdf_path: str, tool: Pose, opening_m: float = 0.04) -> np.ndarra
     """[9] joint positions of an episode's start: tool at `tool`, elbow as in ManiSkill's rest pose, gripper open."""
     solved = kinematics(urdf_path).inverse(tool, np.array(Panda.keyframes["rest"].qpos, dtype=np.float64), _START_ITERATIONS)
     if solved is None:
-        raise TwinError(f"the start pose {tool.position.round(3).tolist()} is out of the arm's reach; change the layout's start.tool_m")
+        raise TwinError(f"the start pose {tool.position.round(3).tolist()} is out of the arm's reach; "
+                        "change start.tool_m of the task's layout")
     solved[-FINGERS:] = opening_m
     return solved
 
