@@ -1,5 +1,6 @@
 """A domain: how one physical (or simulated) table looks and behaves. Data only; the twin and the stand-in are two files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,7 @@ import numpy as np
 
 from rlco_common.errors import ConfigError
 from rlco_common.resources import shipped_file
-from rlco_common.strict import from_mapping, load_yaml
+from rlco_common.strict import from_mapping, load_yaml, to_mapping
 
 Vector = tuple[float, float, float]
 
@@ -177,3 +178,24 @@ def load_domain(source: "str | Path | Domain") -> Domain:
     if not path.suffix:
         path = shipped_file("rlco_sim_bridge", "config/domains", str(source), "domain")
     return from_mapping(Domain, load_yaml(path), str(path))
+
+
+def comparison_table(domains: Sequence[Domain]) -> str:
+    """Markdown: every number and switch in which the domains differ, one row each, in the order of the YAML."""
+    flat = [dict(_flatten(to_mapping(domain))) for domain in domains]
+    keys = list(dict.fromkeys(key for fields in flat for key in fields if key != "name"))
+    rows = [(key, [fields.get(key, "") for fields in flat]) for key in keys]
+    lines = [f"| | {' | '.join(domain.name for domain in domains)} |", "|---" * (len(domains) + 1) + "|"]
+    lines += [f"| {key} | {' | '.join(map(str, values))} |" for key, values in rows if len(set(map(str, values))) > 1]
+    return "\n".join(lines)
+
+
+def _flatten(value, path=""):
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _flatten(entry, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list) and any(isinstance(entry, dict) for entry in value):
+        for index, entry in enumerate(value):
+            yield from _flatten(entry, f"{path}[{index}]")
+    else:
+        yield path, value

@@ -11,6 +11,7 @@ def add(commands) -> None:
         title="twin commands", metavar="COMMAND", required=True)
     _view(tools)
     _grid(tools)
+    _compare(tools)
     _align(tools)
     _replay(tools)
 
@@ -82,6 +83,16 @@ def _grid(tools) -> None:
                                  "twin:light=1.0"])
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial state")
     contract_option(parser)
+
+
+def _compare(tools) -> None:
+    def run(options):
+        from rlco_sim_bridge.domain import comparison_table, load_domain
+
+        print(comparison_table([load_domain(source) for source in options.domains]))
+
+    parser = command(tools, "compare", run, "print every number in which domains differ, as a markdown table")
+    parser.add_argument("domains", nargs="*", default=["twin", "standin"], help="names or paths of domain YAMLs")
 
 
 def _align(tools) -> None:
