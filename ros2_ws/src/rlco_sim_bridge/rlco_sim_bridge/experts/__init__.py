@@ -1,9 +1,10 @@
 """Scripted experts: pure numpy, closed loop on the scene state, in the policy's own action space."""
 
 from rlco_common.errors import ConfigError
-from rlco_sim_bridge.experts import push_cube
+from rlco_sim_bridge.experts import drawers, pick_place, push_cube
 
-EXPERTS = {"push_cube": push_cube.Expert}
+EXPERTS = {"pick_place": pick_place.Expert, "push_cube": push_cube.Expert,
+           "open_drawer": drawers.OpenExpert, "close_drawer": drawers.CloseExpert}
 
 
 def make_expert(task: str, contract, rng, noise: float = 0.0):
