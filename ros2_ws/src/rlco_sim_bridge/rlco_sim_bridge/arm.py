@@ -110,7 +110,7 @@ class Arm:
     def _miscalibrated(self, target: Pose) -> Pose:
         if self._spec.gain == 1.0:
             return target
-        return compose_delta(self._start_tool, self._spec.gain * delta_between(self._start_tool, target))
+        return compose_delta(self._start_tool, self._spec.axis_gain() * delta_between(self._start_tool, target))
 
     def _drive(self, positions):
         for set_target, position in zip(self._set_targets, positions, strict=True):

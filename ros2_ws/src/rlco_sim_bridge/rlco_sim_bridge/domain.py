@@ -24,7 +24,9 @@ def _require_positive(spec, *names):
 class ArmSpec:
     """Joint drives of the arm, and how faithfully the arm follows commands.
 
-    gain: the arm executes this share of the commanded displacement from its start pose (a calibration error).
+    gain: the arm executes this share of the commanded horizontal displacement and rotation from its start pose (a
+    calibration error). Height is exact, as on a cell whose table height was found by touching it; otherwise an arm with a
+    gain below 1 could not get down to flat objects, whatever is commanded.
     delay_s: time between a drive command and its effect, in whole physics steps.
     """
 
@@ -38,6 +40,10 @@ class ArmSpec:
         _require_positive(self, "stiffness", "damping", "force_limit", "gain")
         if self.delay_s < 0:
             raise ValueError("delay_s must not be negative")
+
+    def axis_gain(self) -> np.ndarray:
+        """[6] the gain of each component of a displacement (rlco_common.pose.delta_between)."""
+        return np.array([self.gain, self.gain, 1.0, self.gain, self.gain, self.gain])
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,8 @@ class CellArmController(PDEEPoseController):
         turned = rotation_conversions.quaternion_multiply(target.q, rotation_conversions.quaternion_invert(start.q))
         turned = rotation_conversions.quaternion_to_axis_angle(rotation_conversions.standardize_quaternion(turned))
         rotation = rotation_conversions.axis_angle_to_quaternion(self.config.gain * turned)
-        return Pose.create_from_pq(start.p + self.config.gain * (target.p - start.p),
+        share = torch.tensor([self.config.gain, self.config.gain, 1.0], device=target.p.device)
+        return Pose.create_from_pq(start.p + share * (target.p - start.p),
                                    rotation_conversions.quaternion_multiply(rotation, start.q))
 
 
