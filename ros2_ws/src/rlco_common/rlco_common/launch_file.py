@@ -189,6 +189,7 @@ def _plain_path(include: Element, path: Path) -> Path | None:
         template = parse(include.attributes["file"])
         if calls(template, "var"):
             return None
-        return Path(expand(template, Scope({}, os.environ, path.parent)))
+        target = Path(expand(template, Scope({}, os.environ, path.parent)))
     except LaunchProblem:
         return None
+    return target if target.is_absolute() else None

@@ -94,7 +94,8 @@ def truth(text: str, scope: Scope) -> bool:
 def typed_value(text: str, kind: str, scope: Scope):
     """The value of a parameter: str, bool, int, float, or a list of one of them.
 
-    As in launch_ros the written text is typed first and, where it holds substitutions, what they yield after them.
+    As in launch_ros the written text is typed first and, where it holds substitutions, what they yield after them; a
+    list with a type has to be written as a list.
     """
     if kind not in KINDS:
         raise LaunchProblem(f"unknown type '{kind}'; known: {', '.join(KINDS)}")
@@ -141,7 +142,7 @@ def _coerce(text: str, scalar, is_list: bool, lenient: bool):
         if lenient:
             return text
         raise LaunchProblem(f"'{text}' is not YAML; type=\"str\" takes it as it is") from error
-    if _fits(value, scalar, is_list) or (lenient and isinstance(value, str | list)):
+    if _fits(value, scalar, is_list) or (lenient and isinstance(value, list if is_list else str | list)):
         return value
     raise LaunchProblem(f"'{text}' is {value!r} to YAML, which a parameter cannot be"
                         + (f" with type {'list of ' if is_list else ''}{scalar.__name__}" if scalar else
@@ -151,7 +152,9 @@ def _coerce(text: str, scalar, is_list: bool, lenient: bool):
 def _fits(value, scalar, is_list: bool) -> bool:
     if isinstance(value, list):
         kinds = {type(item) for item in value}
-        return (is_list or scalar is None) and len(kinds) <= 1 and kinds <= set([scalar] if scalar else _SCALARS)
+        if not value:
+            return scalar is None or (is_list and scalar is str)
+        return (is_list or scalar is None) and len(kinds) == 1 and kinds <= set([scalar] if scalar else _SCALARS)
     return not is_list and type(value) in ((scalar,) if scalar else _SCALARS)
 
 
@@ -187,6 +190,8 @@ def _call(text: str, start: int) -> tuple[Call, int]:
             at += 1
         else:
             argument, at = _parts(text, at, " )('\"")
+            if not argument:
+                raise LaunchProblem(f"'{text[start:]}': an argument is empty; one space separates them, '' is an empty one")
         arguments.append(argument)
     if text[at:at + 1] != ")":
         raise LaunchProblem(f"'{text[start:]}': the substitution is not closed with ')'")
