@@ -1,9 +1,11 @@
-"""SAPIEN's shaders without their table for reflections of an environment map.
+"""SAPIEN's shaders without the work that changes no pixel of our scenes and that a CPU renderer pays for dearly.
 
-Our scenes have no environment map, so that table changes no pixel, but a CPU renderer computes for 10 s to fill it, in
-every process that takes a picture.
+Our scenes have no environment map, so its reflections are black; the table that they need takes 10 s to fill in every process
+that takes a picture. Nothing is transparent. A pixel of the shadow needs 9 reads of the shadow map rather than 25, and none
+where the light does not fall. Measured at 128 px: a picture without shadows takes a quarter less, one with shadows a third.
 """
 
+import hashlib
 import re
 import shutil
 from functools import lru_cache
@@ -16,8 +18,42 @@ from rlco_sim_bridge.cache import cached_folder
 
 _COLOR_FORMATS = {"minimal": "r8g8b8a8unorm", "default": "r32g32b32a32sfloat"}
 _POSITION_FORMATS = {"minimal": "r16g16b16a16sint", "default": "r32g32b32a32sfloat"}
-_TABLE_DECLARATION = re.compile(r"^.*uniform sampler2D samplerBRDFLUT;.*$", re.MULTILINE)
-_TABLE_USE = re.compile(r"texture\(samplerBRDFLUT,[^;]*\)\.xy")
+
+# The mean over 5 x 5 neighbouring texels, each interpolated, is a sum over 6 x 6 texels whose outer rows and columns count
+# in part: 3 x 3 reads of 2 x 2 texels. A read gives x lower left, y lower right, z upper right, w upper left, with v downwards.
+_SHADOW = """
+float ShadowMapPCF(sampler2D depths, vec3 place, float resolution, float texel, float spacing) {
+  vec2 part = fract(place.xy * resolution + 0.5f);
+  float lit = 0.0f;
+  for (int row = 0; row < 3; ++row) {
+    vec2 down = row == 0 ? vec2(1 - part.y, 1) : row == 1 ? vec2(1) : vec2(1, part.y);
+    for (int column = 0; column < 3; ++column) {
+      vec2 along = column == 0 ? vec2(1 - part.x, 1) : column == 1 ? vec2(1) : vec2(1, part.x);
+      vec4 depth = textureGather(depths, place.xy + spacing * texel * vec2(2 * column - 2, 2 * row - 2));
+      vec4 seen = vec4(greaterThanEqual(depth, vec4(place.z)));
+      lit += down.x * dot(along, seen.wz) + down.y * dot(along, seen.xy);
+    }
+  }
+  return lit / 25;
+}
+"""
+_COMPOSITE = """void main() {
+  vec4 color = texture(samplerColorRaw, inUV);
+  outColor = vec4(color.rgb * color.a, color.a);
+}
+"""
+
+# file -> (pattern, replacement); `.` matches newlines
+_EDITS: dict[str, tuple[tuple[str, str], ...]] = {
+    "*/*.frag": ((r"[^\n]*uniform sampler2D samplerBRDFLUT;", ""), (r"texture\(samplerBRDFLUT,[^;]*?\)\.xy", "vec2(0.0)")),
+    "common/shadow.glsl": ((r"const int PCF_SampleCount.*", _SHADOW),),
+    "minimal/composite0.frag": ((r"void main\(\).*", _COMPOSITE),),
+    "minimal/gbuffer.frag": (
+        (r"  if \(albedo\.a == 0\) \{.*?\}\n", ""),      # a discard rules out early depth tests
+        (r"  vec3 wnormal = .*?(?=  color \+= sceneBuffer\.ambientLight)", ""),
+        (r"(?<=float visibility = )(?=ShadowMapPCF\(\s*samplerDirectional)", "dot(normal, -lightDir) <= 0 ? 0.0f : "),
+    ),
+}
 
 
 @lru_cache(maxsize=2)
@@ -41,8 +77,12 @@ def _packs() -> Path:
     def fill(folder: Path):
         for pack in ("common", *_COLOR_FORMATS):
             shutil.copytree(source / pack, folder / pack)
-        for path in [*folder.rglob("*.frag"), *folder.rglob("*.glsl")]:
-            text = _TABLE_DECLARATION.sub("", path.read_text(encoding="utf-8"))
-            path.write_text(_TABLE_USE.sub("vec2(0.0)", text), encoding="utf-8")
+        for files, edits in _EDITS.items():
+            for path in folder.glob(files):
+                text = path.read_text(encoding="utf-8")
+                for pattern, replacement in edits:
+                    text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+                path.write_text(text, encoding="utf-8")
 
-    return cached_folder(f"shaders_sapien_{sapien.__version__}", fill)
+    version = hashlib.sha256(repr((sapien.__version__, _EDITS)).encode()).hexdigest()[:12]
+    return cached_folder(f"shaders_{version}", fill)
