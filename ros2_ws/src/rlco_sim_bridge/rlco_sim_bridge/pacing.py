@@ -106,10 +106,14 @@ class RealTimeMeter:
         return self._rate(3)
 
     def complaint(self, wanted_image_rate_hz: float) -> str:
-        """What is not reached, and what to do about it; empty when all is well."""
+        """What is not reached, and what to do about it; empty when all is well, or when it is too early to tell."""
+        first, last = self._marks[0], self._marks[-1]
+        span_s = last[0] - first[0]
+        if span_s < 0.5 * self._window_s:
+            return ""
         if self.factor < LOWEST_SHARE:
             return f"slower than real time (factor {self.factor:.2f}); use lock step"
-        if self.image_rate_hz < LOWEST_SHARE * wanted_image_rate_hz:
+        if last[3] - first[3] + 1 < LOWEST_SHARE * wanted_image_rate_hz * span_s:      # the window may cut one off
             return (f"{self.image_rate_hz:.1f} of {wanted_image_rate_hz:g} images/s; lower camera_rate_hz or the contract's "
                     "image size")
         return ""

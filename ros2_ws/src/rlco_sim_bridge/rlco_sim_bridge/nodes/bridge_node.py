@@ -121,8 +121,7 @@ class BridgeNode(RlcoLifecycleNode):
         self.offer(Trigger, "step", lambda request, response: answer(self, response, self.step))
         self.offer(SetBool, "pause", lambda request, response: answer(self, response, lambda: self.pause(request.data)))
         self.offer(Trigger, "success", self._on_success)
-        self._standard = StandardServices(self)
-        for missing in filter(None, (self._topics.frames.missing, self._standard.missing)):
+        for missing in filter(None, (self._topics.frames.missing, StandardServices(self).missing)):
             self.get_logger().info(missing)
 
     def _advertise(self, message_type, topic, qos, joins=True):
@@ -165,7 +164,7 @@ class BridgeNode(RlcoLifecycleNode):
         stamp_ns = self._stamp_ns()
         self._deaf_until_ns = stamp_ns + round(RESET_DEAF_S * 1e9)
         self._gripper, self._commanded = None, False
-        self._pacer.restart()
+        self._restart_time()
         self._event.publish(String(data=replace(event, stamp_ns=stamp_ns).to_json()))
         self._topics.frames.show_cameras(self._cell.camera_views, stamp_ns)
         self._show(stamp_ns, images=True)
@@ -181,8 +180,7 @@ class BridgeNode(RlcoLifecycleNode):
         self._require_live()
         self.paused, self.stopped = paused, False
         if not paused:
-            self._pacer.restart()
-            self._meter.restart()
+            self._restart_time()
             self._tick_if_commanded()
         return self._cell.status_text()
 
@@ -256,6 +254,10 @@ class BridgeNode(RlcoLifecycleNode):
             self._show(self._stamp_ns(), image)
             self._meter.add(steps / self._state_rate_hz, image)
 
+    def _restart_time(self) -> None:
+        self._pacer.restart()
+        self._meter.restart()
+
     def _stamp_ns(self) -> int:
         return self._sim_clock.now_ns if self._lockstep else self.get_clock().now().nanoseconds
 
@@ -278,18 +280,14 @@ class BridgeNode(RlcoLifecycleNode):
         self._scene.publish(String(data=self._cell.scene_text(stamp_ns)))
 
     def _diagnose(self) -> None:
-        if self._lockstep:
-            message, complaint, values = "lock step", "", {"sim_time_s": self._sim_clock.now_ns / 1e9}
-        else:
-            message, complaint = "real time", self._meter.complaint(self._camera_rate_hz)
-            values = self._meter.values()
-        if self.paused:
-            message, complaint = "paused", ""
+        complaint = "" if self._lockstep or self.paused else self._meter.complaint(self._camera_rate_hz)
         if complaint:
             self.get_logger().warning(complaint, throttle_duration_sec=10.0)
+        mode = "paused" if self.paused else "lock step" if self._lockstep else "real time"
+        values = {"sim_time_s": self._sim_clock.now_ns / 1e9} if self._lockstep else self._meter.values()
         values |= {"unreached_targets": self._cell.unreached_targets, "tf": self._topics.frames.missing or self._tf}
         level = DiagnosticStatus.WARN if complaint else DiagnosticStatus.OK
-        self._diagnostics.publish(diagnostics(self, "sim", level, complaint or message, values))
+        self._diagnostics.publish(diagnostics(self, "sim", level, complaint or mode, values))
 
 
 def main(args=None) -> int:
