@@ -6,6 +6,7 @@ Poses are in the robot's base frame, metres; joint positions in radians, in the 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -183,6 +184,7 @@ class ArmModel:
         return {wrist, *(i for i, parent in enumerate(self._model.parents) if parent == wrist)}
 
 
+@lru_cache(maxsize=4)
 def _load(urdf: Path):
     """(model, geometry of the links, pairs of them that must not touch)."""
     srdf = urdf.with_suffix(".srdf")

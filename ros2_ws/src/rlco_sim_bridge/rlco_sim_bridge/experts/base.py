@@ -27,11 +27,15 @@ _YAW_NOISE = 0.3   # yaw is disturbed by this share of the noise, roll and pitch
 
 @dataclass(frozen=True)
 class Waypoint:
-    """Where the tool should go next: pose in the base frame, and the gripper's opening on the way, 0 closed to 1 open."""
+    """Where the tool should go next: pose in the base frame, and the gripper's opening on the way, 0 closed to 1 open.
+
+    travels: it is a move through free space, and any way there will do.
+    """
 
     position: np.ndarray
     quaternion: np.ndarray
     gripper: float
+    travels: bool = False
 
 
 class ScriptedExpert:

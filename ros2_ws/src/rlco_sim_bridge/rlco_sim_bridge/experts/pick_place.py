@@ -23,12 +23,14 @@ OVER_M = 0.035             # the object is over the container if it is this near
 class Expert(ScriptedExpert):
     """Takes the nearest of the grasps that the object offers as it lies; ScriptedExpert says the rest."""
 
+    lift_m = 0.075         # height of the tool from which on it carries the object sideways
+
     def waypoint(self, scene: SceneState) -> Waypoint:
         grasp = nearest_grasp(scene.named, scene.objects[scene.named], scene.tool)
-        return _carry(scene, grasp) if _holds(scene, grasp) else _approach(scene, grasp)
+        return _carry(scene, self.lift_m) if holds(scene, grasp) else _approach(scene, grasp)
 
 
-def _holds(scene: SceneState, grasp: Grasp) -> bool:
+def holds(scene: SceneState, grasp: Grasp) -> bool:
     """The fingers have closed on the object, or it is in the air with them: wedged between open fingers, for instance."""
     closed = scene.gripper * HAND_OPENING_M < grasp.width_m + 0.008
     if closed and (np.abs(_miss(scene, grasp)) < HELD_M).all():
@@ -58,10 +60,10 @@ def _approach(scene: SceneState, grasp: Grasp) -> Waypoint:
     hover = np.array([*target[:2], target[2] + HOVER_M])
     if height < HOVER_M - 0.015 and np.hypot(across, along) < 0.10:      # up first: sideways it would hit the object
         return Waypoint(np.array([*tool.position[:2], hover[2]]), down(grasp.yaw_rad), 1.0)
-    return Waypoint(hover, down(grasp.yaw_rad), 1.0)
+    return Waypoint(hover, down(grasp.yaw_rad), 1.0, travels=True)
 
 
-def _carry(scene: SceneState, grasp: Grasp) -> Waypoint:
+def _carry(scene: SceneState, lift_m: float) -> Waypoint:
     tool, held = scene.tool, scene.objects[scene.named]
     still = down(tool_yaw(tool))
     way = scene.objects[CONTAINER].position[:2] - held.position[:2]
@@ -69,5 +71,6 @@ def _carry(scene: SceneState, grasp: Grasp) -> Waypoint:
     if np.abs(way).max() < OVER_M:
         released = tool.position[2] < RELEASE_M + 0.02
         return Waypoint(np.array([*over, RELEASE_M]), still, 1.0 if released else 0.0)
-    lifted = tool.position[2] > CARRY_M - 0.04
-    return Waypoint(np.array([*(over if lifted else tool.position[:2] + 0.3 * way), CARRY_M]), still, 0.0)
+    if tool.position[2] < lift_m:
+        return Waypoint(np.array([*(tool.position[:2] + 0.3 * way), CARRY_M]), still, 0.0)
+    return Waypoint(np.array([*over, CARRY_M]), still, 0.0, travels=True)
