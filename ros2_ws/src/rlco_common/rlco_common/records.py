@@ -30,6 +30,7 @@ class TrialRecord:
     checkpoint: str
     contract_hash: str
     over_ros: bool = False
+    variation: str = ""         # what the episode varies beside its seed, e.g. "objects=unseen"; empty: nothing
     extra: dict[str, float] = field(default_factory=dict)
 
 

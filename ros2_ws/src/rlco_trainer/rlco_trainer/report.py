@@ -80,7 +80,7 @@ def _rows(trials: list[TrialRecord]) -> list[dict]:
 
 
 def _select(trials, arm, domain):
-    return [t for t in trials if (t.policy, t.domain, t.over_ros) == (arm, domain, False)]
+    return [t for t in trials if (t.policy, t.domain, t.variation, t.over_ros) == (arm, domain, "", False)]
 
 
 def _comparisons(trials: list[TrialRecord]) -> list[tuple[str, float]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rlco_common.contract import Contract
 from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
 from rlco_sim_bridge.pool import NO_RESET, TwinPool
+from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_trainer.batches import rows
 from rlco_trainer.ppo import RlBatch, chunk_logprob, generalized_advantages
 
@@ -33,10 +34,11 @@ class Episode:
 
 
 @contextmanager
-def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int,
-              workers: int) -> Iterator[TwinPool]:
+def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int,
+              variation: Variation = NOMINAL) -> Iterator[TwinPool]:
     """A pool whose images come at the policy's size."""
-    pool = TwinPool(contract, task, domain, scenes=scenes, workers=workers, image_size=policy.spec.image_size)
+    pool = TwinPool(contract, task, domain, scenes=scenes, workers=workers, variation=variation,
+                    image_size=policy.spec.image_size)
     try:
         yield pool
     finally:

@@ -20,6 +20,7 @@ from rlco_common.records import TrialRecord, append_records
 from rlco_common.ros import STATE_QOS
 from rlco_common.ros_client import RosClient
 from rlco_common.seeds import REAL_DEMOS
+from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_teleop.bags import find_episodes, read_episode_metadata
 
 START_TIMEOUT_S = 120.0     # the first scene of a process compiles its shaders
@@ -75,7 +76,8 @@ class Session:
 
 @contextmanager
 def open_session(contract: Contract, out: Path, *, task: str, domain: str, lockstep: bool, operator: str,
-                 driver: Callable[[Processes], str], contract_source: str = "panda_tabletop") -> Iterator[Session]:
+                 driver: Callable[[Processes], str], variation: Variation = NOMINAL,
+                 contract_source: str = "panda_tabletop") -> Iterator[Session]:
     """Start the graph, wait until every node is active, and stop it at the end.
 
     driver: starts the node that drives the arm and returns its name. Bags go to `out`, logs to `out/logs`.
@@ -83,7 +85,8 @@ def open_session(contract: Contract, out: Path, *, task: str, domain: str, locks
     domain_id = int(os.environ.get("ROS_DOMAIN_ID", 1 + os.getpid() % 90))
     common = {"contract": contract_source, "use_sim_time": lockstep}
     with Processes(out / "logs", domain_id) as processes, RosClient("session", domain_id, processes.check) as client:
-        processes.start_node("rlco_sim_bridge.nodes.bridge_node", task=task, domain=domain, lockstep=lockstep, **common)
+        processes.start_node("rlco_sim_bridge.nodes.bridge_node", task=task, domain=domain, lockstep=lockstep,
+                             variation=variation.text(), **common)
         processes.start_node("rlco_teleop.nodes.gate_node", lockstep=lockstep, **common)
         processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=str(out.absolute()), operator=operator,
                              **common)
@@ -94,7 +97,8 @@ def open_session(contract: Contract, out: Path, *, task: str, domain: str, locks
 
 
 def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "standin", count: int = 20,
-                    noise: float = 0.1, lockstep: bool = True, quiet: bool = False) -> list[Path]:
+                    noise: float = 0.1, variation: Variation = NOMINAL, lockstep: bool = True,
+                    quiet: bool = False) -> list[Path]:
     """Record `count` successful demonstrations of the scripted operator; failed ones are discarded.
 
     Episodes that `out` already holds count, so a stopped recording goes on. Returns the bags.
@@ -110,7 +114,7 @@ def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "
         return "/teleop"
 
     with (open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator="scripted",
-                       driver=driver) as session,
+                       driver=driver, variation=variation) as session,
           tqdm(total=count, initial=len(recorded), desc=f"record {task} on {domain}", disable=quiet) as bar):
         client, tried = session.client, 0
         while len(recorded) < count:
@@ -130,8 +134,8 @@ def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "
 
 
 def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: str, domain: str = "standin",
-                    seeds: Iterable[int] = (), name: str = "rl_co", lockstep: bool = False,
-                    quiet: bool = False) -> list[TrialRecord]:
+                    seeds: Iterable[int] = (), name: str = "rl_co", variation: Variation = NOMINAL,
+                    lockstep: bool = False, quiet: bool = False) -> list[TrialRecord]:
     """Run a checkpoint over ROS through the gate, one recorded bag and one trial record per seed."""
     seeds, trials = list(seeds), []
 
@@ -140,7 +144,8 @@ def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: st
                              use_sim_time=lockstep)
         return "/policy"
 
-    with open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator=name, driver=driver) as session:
+    with open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator=name, driver=driver,
+                      variation=variation) as session:
         client = session.client
         for seed in tqdm(seeds, desc=f"deploy {name} on {domain}", disable=quiet, dynamic_ncols=True):
             session.reset(seed)
@@ -150,7 +155,7 @@ def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: st
             trials.append(TrialRecord(
                 policy=name, task=task, domain=domain, seed=seed, instruction=read_episode_metadata(bag).instruction,
                 success=outcome["success"], failure=outcome["failure"], steps=outcome["steps"], checkpoint=str(checkpoint),
-                contract_hash=contract.hash, over_ros=True,
+                contract_hash=contract.hash, over_ros=True, variation=variation.text(),
             ))
             append_records(out / "trials.jsonl", trials[-1:])
     return trials

@@ -13,3 +13,15 @@ def command(commands, name: str, run, summary: str, **kwargs) -> argparse.Argume
 
 def contract_option(parser) -> None:
     parser.add_argument("--contract", default="panda_tabletop", help="name of a shipped contract, or path of a YAML file")
+
+
+def variation_option(parser) -> None:
+    parser.add_argument("--variation", default="", help="what episodes vary beside their seed, for example "
+                        "objects=unseen,start=perturbed,camera=0.5,light=0.5")
+
+
+def chosen_variation(options):
+    """The Variation of --variation. Raises ConfigError naming a wrong switch."""
+    from rlco_sim_bridge.variation import variation_from_text
+
+    return variation_from_text(options.variation, "--variation")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlco_trainer.commands.base import command, contract_option
+from rlco_trainer.commands.base import chosen_variation, command, contract_option, variation_option
 
 
 def add(commands) -> None:
@@ -17,13 +17,14 @@ def _record(commands) -> None:
         from rlco_trainer.sessions import record_episodes
 
         record_episodes(load_contract(options.contract), options.out, task=options.task, domain=options.domain,
-                        count=options.count, noise=options.noise)
+                        count=options.count, noise=options.noise, variation=chosen_variation(options))
 
     parser = command(commands, "record", run, "record demonstrations of the scripted operator on the stand-in, over ROS")
     parser.add_argument("task", help="task of the contract, for example push_cube")
     parser.add_argument("-n", "--count", type=int, default=20, help="successful episodes to record")
     parser.add_argument("--out", type=Path, required=True, help="directory of the bags")
     parser.add_argument("--domain", default="standin", help="domain that the bridge simulates")
+    variation_option(parser)
     parser.add_argument("--noise", type=float, default=0.1, help="relative noise on the operator's motions")
     contract_option(parser)
 
@@ -31,12 +32,11 @@ def _record(commands) -> None:
 def _demos(commands) -> None:
     def run(options):
         from rlco_common.contract import load_contract
-        from rlco_sim_bridge.variation import variation_from_text
         from rlco_trainer.dataset.simulated import write_simulated_demos
 
         frames = write_simulated_demos(
             load_contract(options.contract), options.out, task=options.task, domain=options.domain, count=options.count,
-            noise=options.noise, workers=options.workers, variation=variation_from_text(options.variation, "--variation"),
+            noise=options.noise, workers=options.workers, variation=chosen_variation(options),
             overwrite=options.overwrite)
         print(f"{options.out}: {options.count} episodes, {frames} frames")
 
@@ -46,7 +46,7 @@ def _demos(commands) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the LeRobot dataset")
     parser.add_argument("--domain", default="twin", help="twin, standin, or a domain YAML")
     parser.add_argument("--noise", type=float, default=0.1, help="relative noise on the expert's actions")
-    parser.add_argument("--variation", default="", help="for example start=perturbed,camera=0.5,light=0.5")
+    variation_option(parser)
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     contract_option(parser)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rlco_trainer.commands.base import command, contract_option
+from rlco_trainer.commands.base import chosen_variation, command, contract_option, variation_option
 
 
 def add(commands) -> None:
@@ -19,13 +19,14 @@ def _eval(commands) -> None:
 
         trials = evaluate(options.checkpoint, options.name or options.checkpoint.parent.name, load_contract(options.contract),
                           task=options.task, domain=options.domain, seeds=EVALUATION[: options.trials],
-                          records=options.records, workers=options.workers)
+                          records=options.records, variation=chosen_variation(options), workers=options.workers)
         print(f"{options.domain}: success {success_rate(trials)}; records in {options.records}")
 
     parser = command(commands, "eval", run, "evaluate a checkpoint in-process on paired initial states")
     parser.add_argument("checkpoint", type=Path, help="policy directory, for example runs/demo/rl_co/policy")
     parser.add_argument("--task", default="push_cube")
     parser.add_argument("--domain", default="standin", help="twin, standin, or a domain YAML")
+    variation_option(parser)
     parser.add_argument("--trials", type=int, default=200, help="number of initial states; the first ones are always the same")
     parser.add_argument("--records", type=Path, default=Path("runs/trials.jsonl"), help="JSON lines that trials are added to")
     parser.add_argument("--name", default="", help="name of this arm in the records; default: the run's directory")
@@ -41,13 +42,15 @@ def _deploy(commands) -> None:
         from rlco_trainer.sessions import deploy_episodes
 
         trials = deploy_episodes(load_contract(options.contract), options.checkpoint, options.out, task=options.task,
-                                 domain=options.domain, seeds=EVALUATION[: options.trials], lockstep=options.lockstep)
+                                 domain=options.domain, seeds=EVALUATION[: options.trials], variation=chosen_variation(options),
+                                 lockstep=options.lockstep)
         print(f"over ROS on {options.domain}: success {success_rate(trials)}; bags and records in {options.out}")
 
     parser = command(commands, "deploy", run, "run a checkpoint over ROS through the gate on a simulated robot")
     parser.add_argument("checkpoint", type=Path, help="policy directory, for example runs/demo/rl_co/policy")
     parser.add_argument("--task", default="push_cube")
     parser.add_argument("--domain", default="standin", help="domain that the bridge simulates")
+    variation_option(parser)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, help="directory of bags and records")
     parser.add_argument("--lockstep", action="store_true", help="lock step instead of real time")

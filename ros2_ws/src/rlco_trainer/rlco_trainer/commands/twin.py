@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rlco_common.errors import DataError
-from rlco_trainer.commands.base import command, contract_option
+from rlco_trainer.commands.base import chosen_variation, command, contract_option, variation_option
 
 
 def add(commands) -> None:
@@ -19,17 +19,15 @@ def add(commands) -> None:
 def _scene_options(parser) -> None:
     parser.add_argument("--domain", default="twin", help="twin, standin, or the path of a domain YAML")
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial state")
-    parser.add_argument("--variation", default="", help="for example objects=unseen,start=perturbed,camera=0.5")
+    variation_option(parser)
     contract_option(parser)
 
 
 def _open(options):
     from rlco_common.contract import load_contract
     from rlco_sim_bridge.twin import Twin
-    from rlco_sim_bridge.variation import variation_from_text
 
-    twin = Twin(load_contract(options.contract), options.task, options.domain,
-                variation=variation_from_text(options.variation, "--variation"))
+    twin = Twin(load_contract(options.contract), options.task, options.domain, variation=chosen_variation(options))
     twin.reset(options.seed)
     return twin
 
