@@ -14,15 +14,18 @@ _TRIED_BEFORE_GIVING_UP = 20
 class DemoGenerator:
     """Iterates over the first `count` successful expert Rollouts of `seeds`, in the order of the seeds.
 
-    The result depends on seeds, noise, domain and layout only, not on the number of workers. Failures are rejected and
-    counted in `rejected`. Raises TwinError when the seeds run out or when the expert fails more often than not.
+    kind: of expert, see experts.make_expert. The result depends on seeds, noise, kind, domain, variation and layout only,
+    not on the number of workers. Failures are rejected and counted in `rejected`. Raises TwinError when the seeds run out
+    or when the expert fails more often than not.
     """
 
     def __init__(self, contract: Contract, task: str, domain: str | Domain, seeds: Iterable[int], count: int, *,
-                 noise: float = 0.1, workers: int = 2, variation: Variation = NOMINAL, layout=None, render: bool = True):
+                 noise: float = 0.1, workers: int = 2, kind: str = "scripted", variation: Variation = NOMINAL, layout=None,
+                 render: bool = True):
         self._arguments = (contract, task, domain)
         self._seeds = seeds
         self._noise = noise
+        self._kind = kind
         self._workers = workers
         self._options = {"variation": variation, "layout": layout, "render": render}
         self.count = count
@@ -33,7 +36,7 @@ class DemoGenerator:
         if self.count == 0:
             return
         with TwinPool(*self._arguments, scenes=max(1, self._workers), workers=self._workers, **self._options) as pool:
-            for rollout in pool.rollout_expert(self._seeds, self._noise):
+            for rollout in pool.rollout_expert(self._seeds, self._noise, self._kind):
                 if not rollout.success:
                     self.rejected += 1
                     self._give_up_if_hopeless(accepted)

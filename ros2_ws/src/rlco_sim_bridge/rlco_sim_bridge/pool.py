@@ -143,23 +143,23 @@ class TwinPool:
         return ChunkBatch(self._observations(), outcome[:, 0] > 0, outcome[:, 1] > 0, outcome[:, 2] > 0, outcome[:, 3],
                           outcome[:, 4])
 
-    def rollout_expert(self, seeds: Sequence[int], noise: float = 0.0):
+    def rollout_expert(self, seeds: Sequence[int], noise: float = 0.0, kind: str = "scripted"):
         """Yield the expert's Rollout of every seed, in the order of the seeds; workers run ahead of the consumer.
 
         Uses the first scene of each worker; call `reset` before stepping the pool again. The expert's disturbance comes
-        from the episode's seed, so a rollout does not depend on the number of workers.
+        from the episode's seed, so a rollout does not depend on the number of workers. kind: see experts.make_expert.
         """
         waiting = list(seeds)[::-1]
         order, finished = list(seeds), {}
         busy = {}
         try:
             for worker in self._workers:
-                self._start_rollout(worker, waiting, busy, noise)
+                self._start_rollout(worker, waiting, busy, (noise, kind))
             for seed in order:
                 while seed not in finished:
                     for worker in self._wait(list(busy)):
                         finished[busy.pop(worker)] = worker.receive()
-                        self._start_rollout(worker, waiting, busy, noise)
+                        self._start_rollout(worker, waiting, busy, (noise, kind))
                 yield finished.pop(seed)
         finally:
             for worker in busy:   # the consumer stopped early: take the answers that are under way
@@ -183,10 +183,10 @@ class TwinPool:
     def __exit__(self, *_):
         self.close()
 
-    def _start_rollout(self, worker, waiting, busy, noise):
+    def _start_rollout(self, worker, waiting, busy, style):
         if waiting:
             busy[worker] = waiting.pop()
-            worker.send("rollout", (busy[worker], noise))
+            worker.send("rollout", (busy[worker], *style))
 
     def _call_all(self, method, arguments):
         for worker, args in zip(self._workers, arguments, strict=True):
@@ -280,9 +280,9 @@ class _SceneGroup:
                 self._show(i, twin.observe())
         return self._instructions()
 
-    def rollout(self, seed, noise):
+    def rollout(self, seed, noise, kind):
         twin = self._twins[0]
-        expert = make_expert(self._spec.task, self._spec.contract, np.random.default_rng([seed, 1]), noise)
+        expert = make_expert(self._spec.task, self._spec.contract, np.random.default_rng([seed, 1]), noise, kind)
         observation = twin.reset(seed)
         observations, actions, intended = [], [], []
         while True:

@@ -42,8 +42,8 @@ class Expert(pick_place.Expert):
     """Plans from the measured joint positions, and again after a disturbance.
 
     Where it touches something already it goes straight up, and where there is no path it does what the scripted expert would
-    do in that tick. plans, refusals: how often it got a path or did not. The container is that of the task's shipped layout. Raises
-    ConfigError when the planning libraries or the robot's description are not installed.
+    do in that tick. plans, refusals: how often it got a path or did not. The container is that of the task's shipped layout.
+    Raises ConfigError when the planning libraries or the robot's description are not installed.
     """
 
     lift_m = 0.05
@@ -69,7 +69,7 @@ class Expert(pick_place.Expert):
                 self.refusals += 1
                 self._path = []
                 if isinstance(refusal, StartInCollision):
-                    return Waypoint(scene.tool.position + [0.0, 0.0, UP_M], scene.tool.quaternion, direct.gripper)
+                    return Waypoint(scene.tool.position + np.array([0.0, 0.0, UP_M]), scene.tool.quaternion, direct.gripper)
                 return direct
         return self._next(scene, direct)
 
