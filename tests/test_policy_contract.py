@@ -412,10 +412,10 @@ def test_tokens_round_trip_within_half_a_bin():
 
 
 def test_words_of_the_contract_are_told_apart_and_collisions_refused():
-    WordTokenizer(2048, 16).require_distinct(CONTRACT)
+    WordTokenizer(4096, 16).require_distinct(CONTRACT)
     with pytest.raises(ConfigError, match="share an id"):
         WordTokenizer(4, 16).require_distinct(CONTRACT)
-    ids = WordTokenizer(2048, 16).encode(["Push the RED cube!", "push the red cube"])
+    ids = WordTokenizer(4096, 16).encode(["Push the RED cube!", "push the red cube"])
     assert np.array_equal(ids[0], ids[1])
 
 

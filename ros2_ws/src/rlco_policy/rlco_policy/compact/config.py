@@ -22,7 +22,7 @@ class EncoderConfig:
     width: int = 128
     heads: int = 4
     layers: int = 0
-    vocabulary: int = 2048
+    vocabulary: int = 4096
     word_width: int = 64
     max_words: int = 16
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
