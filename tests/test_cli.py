@@ -1,5 +1,6 @@
 """The command line: helpful help, named errors, the doctor's verdict."""
 
+import argparse
 import subprocess
 import sys
 
@@ -11,14 +12,29 @@ from rlco_trainer.cli import build_parser, main
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, load_stage_config
 
 
-@pytest.mark.parametrize("command", [
-    [], ["doctor"], ["demo"], ["record"], ["demos"], ["dataset"], ["dataset", "build"], ["dataset", "info"], ["train"],
-    ["train", "stage1"], ["train", "stage2"], ["eval"], ["deploy"]])
+def every_command(parser, path=()):
+    """All command paths of the command line, the empty one included."""
+    yield list(path)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from every_command(below, (*path, name))
+
+
+@pytest.mark.parametrize("command", every_command(build_parser()), ids=" ".join)
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as end:
         build_parser().parse_args([*command, "--help"])
     assert end.value.code == 0
     assert "usage: rlco" in capsys.readouterr().out
+
+
+def test_output_cut_off_by_its_reader_is_not_an_error():
+    program = subprocess.Popen([sys.executable, "-m", "rlco_trainer.cli", "up", "twin", "--show-args"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    assert program.wait() == 141
 
 
 def test_a_named_error_is_one_line(tmp_path, capsys):
