@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-.PHONY: help setup doctor demo test lint clean
+.PHONY: help setup doctor demo test lint bench-sim clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ test: setup ## all tests
 
 lint: setup ## style, import rules, package manifests
 	@$(PYTHON) -m ruff check . && $(PYTHON) scripts/check_layers.py
+
+bench-sim: setup ## stock ManiSkill and our twins side by side: control steps per second, memory
+	@$(RUN) $(PYTHON) benchmarks/sim.py
 
 clean: ## remove build products (keeps runs/ and .venv)
 	rm -rf ros2_ws/build ros2_ws/log .pytest_cache .ruff_cache

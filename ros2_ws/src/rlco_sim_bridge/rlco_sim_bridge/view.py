@@ -76,3 +76,19 @@ def joined(pictures: Sequence[np.ndarray], axis: int) -> np.ndarray:
     shape[axis] = GAP_PIXELS
     gap = np.full(shape, 255, np.uint8)
     return np.concatenate([piece for picture in pictures for piece in (gap, picture)][1:], axis=axis)
+
+
+def robot_visuals(contract: Contract, task: str, seed: int = 0, *, size: int = 64, width: int = 640,
+                  height: int = 480) -> np.ndarray:
+    """uint8 RGB picture: the robot's full meshes beside the light ones that twins render, above for people, below as a policy
+    with `size` pixels sees them (magnified)."""
+    magnified = min(width, height) // size
+    columns = []
+    for visuals in ("full", "lite"):
+        twin = Twin(contract, task, robot_visuals=visuals)
+        view = policy_views(twin, [seed], size).repeat(magnified, axis=0).repeat(magnified, axis=1)
+        view = np.pad(view, ((0, 0), (0, width - view.shape[1]), (0, 0)), constant_values=255)
+        people = captioned(twin.picture(width, height), f"{visuals}, {width} x {height}")
+        columns.append(np.concatenate([people, captioned(view, f"{visuals}, {size} px")], axis=0))
+        twin.close()
+    return joined(columns, axis=1)
