@@ -77,8 +77,7 @@ class Expert(pick_place.Expert):
         """Set the path from where the arm is to `goal`."""
         held = goal.gripper < 1.0
         thing = _bounding_box(scene.named, self._bodies[scene.named], scene.objects[scene.named])
-        obstacles = [TABLE, *_parts(pick_place.CONTAINER, self._bodies[pick_place.CONTAINER],
-                                    scene.objects[pick_place.CONTAINER])]
+        obstacles = [TABLE, *container_boxes(scene)]
         self._planner.set_obstacles(obstacles if held else [*obstacles, thing])
         self._planner.hold(Box(thing.name, _relative(scene.tool, thing.pose), thing.half_size_m) if held else None,
                            scene.gripper * FINGER_TRAVEL_M)
@@ -152,8 +151,10 @@ def _half_size(part) -> np.ndarray:
             "cylinder": lambda: np.array([part.size[0], part.size[0], part.size[1]])}[part.kind]()
 
 
-def _parts(name: str, body: Body, pose: Pose) -> list[Box]:
-    """The parts of a body at `pose` as boxes."""
+def container_boxes(scene: SceneState) -> list[Box]:
+    """Floor and walls of the container, base frame."""
+    name = pick_place.CONTAINER
+    pose, body = scene.objects[name], load_task("pick_place").bodies[name]
     return [Box(f"{name} {i}", Pose(pose.position + rotation_matrix(pose.quaternion) @ part.position, pose.quaternion),
                 tuple(_half_size(part))) for i, part in enumerate(body.parts)]
 
