@@ -17,6 +17,7 @@ EPISODE_GAP_S = 1.0         # simulated time between two episodes, and before th
 MOST_CATCH_UP_S = 0.5       # what was missed beyond this is given up, not simulated later
 LONGEST_IMAGE_GAP_S = 1.0   # a picture is taken at least this often, in time or not
 LOWEST_SHARE = 0.95         # of real time and of the wanted rate of pictures; below it the node says so
+_LATE_S = 0.1                # of the simulated time that may be due, but not yet simulated, at the end of the meter's window
 _EARLY_SHARE = 0.1          # of a step: a timer may ring this much before its time
 
 
@@ -111,7 +112,7 @@ class RealTimeMeter:
         span_s = last[0] - first[0]
         if span_s < 0.5 * self._window_s:
             return ""
-        if self.factor < LOWEST_SHARE:
+        if last[1] - first[1] + _LATE_S < LOWEST_SHARE * span_s:
             return f"slower than real time (factor {self.factor:.2f}); use lock step"
         if last[3] - first[3] + 1 < LOWEST_SHARE * wanted_image_rate_hz * span_s:      # the window may cut one off
             return (f"{self.image_rate_hz:.1f} of {wanted_image_rate_hz:g} images/s; lower camera_rate_hz or the contract's "

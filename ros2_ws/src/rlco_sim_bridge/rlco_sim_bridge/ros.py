@@ -2,10 +2,12 @@
 
 import array
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import simplejpeg
 from geometry_msgs.msg import PoseStamped, TransformStamped
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
@@ -73,6 +75,40 @@ def answer(node, response, action: Callable[[], str]):
     return response
 
 
+class Endpoints:
+    """Publishers, subscriptions and services of a node that are destroyed together.
+
+    on_join: called when somebody subscribes to one of the publishers that are made with `joins`.
+    """
+
+    def __init__(self, node, on_join: Callable[[], None] | None = None):
+        self._node = node
+        self._on_join = on_join
+        self._destroys = []
+
+    def publisher(self, message_type, topic: str, qos: QoSProfile, joins: bool = True):
+        events = PublisherEventCallbacks(matched=self._matched) if self._on_join and joins else None
+        publisher = self._node.create_publisher(message_type, topic, qos, event_callbacks=events)
+        self._destroys.append(partial(self._node.destroy_publisher, publisher))
+        return publisher
+
+    def subscribe(self, message_type, topic: str, callback: Callable, qos: QoSProfile) -> None:
+        subscription = self._node.create_subscription(message_type, topic, callback, qos)
+        self._destroys.append(partial(self._node.destroy_subscription, subscription))
+
+    def serve(self, service_type, name: str, callback: Callable) -> None:
+        service = self._node.create_service(service_type, name, callback)
+        self._destroys.append(partial(self._node.destroy_service, service))
+
+    def destroy(self) -> None:
+        while self._destroys:
+            self._destroys.pop(0)()
+
+    def _matched(self, info) -> None:
+        if info.current_count_change > 0:
+            self._on_join()
+
+
 class Frames:
     """`/tf` of the tool and `/tf_static` of the cameras. tf2_msgs comes with a ROS installation and is not on PyPI, so
     without it nothing is published and `missing` says why.
@@ -132,11 +168,9 @@ class CellTopics:
         """Whether anybody subscribes to a camera; if not, nothing needs to be rendered."""
         return any(publisher.get_subscription_count() for camera in self._cameras.values() for publisher in camera)
 
-    def show(self, observation: Observation, views: Mapping[str, CameraView], stamp_ns: int, jpeg_quality: int) -> None:
-        """Publish one instant. All messages bear the same stamp; the tool pose, on which the gate decides, comes last.
-
-        views: where each camera is in this episode.
-        """
+    def show_images(self, observation: Observation, views: Mapping[str, CameraView], stamp_ns: int,
+                    jpeg_quality: int) -> None:
+        """Publish pictures with their camera_info. views: where each camera is in this episode."""
         for name, image in observation.images.items():
             camera = self._contract.cameras[name]
             info, raw, compressed = self._cameras[name]
@@ -144,6 +178,9 @@ class CellTopics:
             raw.publish(image_to_msg(image, camera.frame, stamp_ns))
             if compressed.get_subscription_count():
                 compressed.publish(compressed_image_msg(image, camera.frame, stamp_ns, jpeg_quality))
+
+    def show_state(self, observation: Observation, stamp_ns: int) -> None:
+        """Publish joint states, then the tool's frame, then its pose, on which the gate decides."""
         self._joint_states.publish(
             joint_state_to_msg(self._contract, observation.joint_positions, observation.gripper, stamp_ns))
         self.frames.show_tool(observation.ee_pose, stamp_ns)

@@ -16,7 +16,6 @@ os.environ.setdefault("LP_NUM_THREADS", "1")    # small pictures: more threads o
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.clock import Clock, ClockType
-from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_msgs.msg import Float64MultiArray, String
@@ -41,7 +40,7 @@ from rlco_sim_bridge.bridge import SimulatedCell
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
 from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter, RealTimePacer, whole_multiple
 from rlco_sim_bridge.parameters import chosen, declare_choice
-from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, answer, clock_msg
+from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg
 from rlco_sim_bridge.standard_services import StandardServices
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -77,7 +76,8 @@ class BridgeNode(RlcoLifecycleNode):
         self._commanded = False      # lock step: the command of the present tick is there
         self.live = self.paused = self.stopped = False
         self._running_timers = []
-        self._endpoints = []
+        # In lock step a subscriber that joins late is shown the present tick, or both would wait forever.
+        self._endpoints = Endpoints(self, self._on_join if self._lockstep else None)
 
     # -- lifecycle
 
@@ -95,9 +95,7 @@ class BridgeNode(RlcoLifecycleNode):
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        for destroy, endpoint in self._endpoints:
-            destroy(endpoint)
-        self._endpoints.clear()
+        self._endpoints.destroy()
         self._cell.close()
         return super().on_cleanup(state)
 
@@ -107,16 +105,15 @@ class BridgeNode(RlcoLifecycleNode):
 
     def _connect(self) -> None:
         names = self._contract.topics
-        self._event = self._advertise(String, EVENT_TOPIC, EVENT_QOS)
-        self._clock_publisher = self._advertise(ClockMessage, "/clock", STATE_QOS) if self._lockstep else None
-        self._topics = CellTopics(self._contract, self._advertise, self._tf)
-        self._scene = self._advertise(String, topics.SCENE, STATE_QOS)
-        self._diagnostics = self._advertise(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS, joins=False)
+        advertise = self._endpoints.publisher
+        self._event = advertise(String, EVENT_TOPIC, EVENT_QOS)
+        self._clock_publisher = advertise(ClockMessage, "/clock", STATE_QOS) if self._lockstep else None
+        self._topics = CellTopics(self._contract, advertise, self._tf)
+        self._scene = advertise(String, topics.SCENE, STATE_QOS)
+        self._diagnostics = advertise(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS, joins=False)
         # The gripper comes first: it is sent before the pose of its tick, and rclpy serves subscriptions in this order.
-        for message_type, topic, callback in ((Float64MultiArray, names.gripper_command, self._on_gripper),
-                                              (PoseStamped, names.target_pose, self._on_target)):
-            subscription = self.create_subscription(message_type, topic, callback, COMMAND_QOS)
-            self._endpoints.append((self.destroy_subscription, subscription))
+        self._endpoints.subscribe(Float64MultiArray, names.gripper_command, self._on_gripper, COMMAND_QOS)
+        self._endpoints.subscribe(PoseStamped, names.target_pose, self._on_target, COMMAND_QOS)
         self.offer(Trigger, "reset", lambda request, response: answer(self, response, self.new_episode))
         self.offer(Trigger, "step", lambda request, response: answer(self, response, self.step))
         self.offer(SetBool, "pause", lambda request, response: answer(self, response, lambda: self.pause(request.data)))
@@ -124,16 +121,9 @@ class BridgeNode(RlcoLifecycleNode):
         for missing in filter(None, (self._topics.frames.missing, StandardServices(self).missing)):
             self.get_logger().info(missing)
 
-    def _advertise(self, message_type, topic, qos, joins=True):
-        """A publisher; in lock step a subscriber that joins late is shown the present tick, or both would wait forever."""
-        events = PublisherEventCallbacks(matched=self._on_matched) if self._lockstep and joins else None
-        publisher = self.create_publisher(message_type, topic, qos, event_callbacks=events)
-        self._endpoints.append((self.destroy_publisher, publisher))
-        return publisher
-
     def offer(self, service_type, name: str, callback) -> None:
         """A service `/sim/NAME`, until the node is cleaned up."""
-        self._endpoints.append((self.destroy_service, self.create_service(service_type, f"~/{name}", callback)))
+        self._endpoints.serve(service_type, f"~/{name}", callback)
 
     def _start(self) -> None:
         self.paused = self.stopped = False
@@ -263,8 +253,8 @@ class BridgeNode(RlcoLifecycleNode):
 
     # -- observations
 
-    def _on_matched(self, info) -> None:
-        if self.live and info.current_count_change > 0:
+    def _on_join(self) -> None:
+        if self.live:
             self._show_again.reset()    # several subscribers that join at once are served once
 
     def _on_joined(self) -> None:
@@ -272,12 +262,21 @@ class BridgeNode(RlcoLifecycleNode):
         self._show(self._sim_clock.now_ns, images=True)
 
     def _show(self, stamp_ns: int, images: bool) -> None:
-        """Publish one instant under one stamp."""
+        """Publish one instant under one stamp. In lock step the tool pose comes last, because the gate decides on it; in
+        real time the state does not wait for the pictures, which take longest."""
+        images = images and self._topics.pictures_wanted
         if self._lockstep:
             self._clock_publisher.publish(clock_msg(stamp_ns))
-        observation = self._cell.observe(images and self._topics.pictures_wanted)
-        self._topics.show(observation, self._cell.camera_views, stamp_ns, self.get_parameter("jpeg_quality").value)
+            self._show_images(stamp_ns, images)
+        self._topics.show_state(self._cell.observe(images=False), stamp_ns)
         self._scene.publish(String(data=self._cell.scene_text(stamp_ns)))
+        if not self._lockstep:
+            self._show_images(stamp_ns, images)
+
+    def _show_images(self, stamp_ns: int, images: bool) -> None:
+        if images:
+            self._topics.show_images(self._cell.observe(images=True), self._cell.camera_views, stamp_ns,
+                                     self.get_parameter("jpeg_quality").value)
 
     def _diagnose(self) -> None:
         complaint = "" if self._lockstep or self.paused else self._meter.complaint(self._camera_rate_hz)
