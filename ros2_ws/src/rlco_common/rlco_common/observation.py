@@ -60,13 +60,14 @@ def encode_image(image: np.ndarray, size: int) -> np.ndarray:
         for k in range(1, factor):
             blocks += rows[:, k::factor]
         return (blocks // (factor * factor)).astype(np.uint8)
-    weights = _area_weights(side, size)
+    weights = area_weights(side, size)
     rows = np.tensordot(weights, square.astype(np.float32), axes=(1, 0))
     return np.clip(np.tensordot(weights, rows, axes=(1, 1)).transpose(1, 0, 2) + 0.5, 0, 255).astype(np.uint8)
 
 
 @lru_cache(maxsize=8)
-def _area_weights(source: int, target: int) -> np.ndarray:
+def area_weights(source: int, target: int) -> np.ndarray:
+    """float32 [target, source]: the share of each source pixel in each target pixel, along one axis. Rows sum to 1."""
     edges = np.linspace(0, source, target + 1)
     pixels = np.arange(source)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -16,7 +16,7 @@ from mani_skill.utils.structs import Pose as BatchedPose
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
 from rlco_common.contract import Contract, load_contract
-from rlco_common.errors import ConfigError
+from rlco_common.errors import ConfigError, TwinError
 from rlco_common.pose import Pose
 from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import start_qpos
@@ -106,6 +106,8 @@ class TabletopEnv(BaseEnv):
         self.cabinet = scenery.build_cabinet(self.task.drawer) if self.task.drawer is not None else None
 
     def _initialize_episode(self, env_idx, options):
+        if not len(env_idx):
+            return
         with torch.device(self.device):
             states = [self.sample(int(self._episode_seed[i])) for i in env_idx.tolist()]
             for name, actor in self.bodies.items():
@@ -121,6 +123,19 @@ class TabletopEnv(BaseEnv):
             self.agent.robot.set_qpos(torch.tensor(np.array(qpos), dtype=torch.float32))
             self.agent.robot.set_qvel(torch.zeros(len(states), len(qpos[0])))
             self._remember(env_idx, states)
+
+    def reset(self, seed=None, options=None):
+        """As ManiSkill's. With options["env_idx"] the other scenes go on, their controllers' targets included, which ManiSkill
+        would set to the measured state."""
+        if "env_idx" not in (options or {}):
+            return super().reset(seed=seed, options=options)
+        others = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        others[options["env_idx"]] = False
+        arm = self.agent.controller.controllers["arm"]
+        targets = arm.targets()
+        result = super().reset(seed=seed, options=options)
+        arm.keep_targets(targets, others)
+        return result
 
     def step(self, action):
         if self.domain.arm.delay_s:
@@ -225,6 +240,20 @@ class CloseDrawerEnv(TabletopEnv):
 
 
 ENVIRONMENTS = {env.TASK: env for env in (PickPlaceEnv, PushCubeEnv, OpenDrawerEnv, CloseDrawerEnv)}
+
+
+def make_environment(task: str, *, num_envs: int = 1, sim_backend: str = "physx_cpu", render: bool = True,
+                     **options) -> TabletopEnv:
+    """The environment of a task, without gym's wrappers. Raises TwinError when there is no renderer."""
+    render_backend = ("cpu" if sim_backend == "physx_cpu" else "gpu") if render else "none"
+    try:
+        return ENVIRONMENTS[task](num_envs=num_envs, obs_mode="none", reward_mode="none", sim_backend=sim_backend,
+                                  render_backend=render_backend, **options)
+    except RuntimeError as error:
+        if "device" in str(error).lower() or "vulkan" in str(error).lower():
+            raise TwinError(f"no Vulkan renderer: {error}. On a machine without a GPU install mesa-vulkan-drivers 24.3 or "
+                            "newer; `rlco doctor` says what is missing") from error
+        raise
 
 
 def _batched(poses: list[Pose]) -> BatchedPose:

@@ -77,6 +77,23 @@ class Rollout:
     failure: bool
 
 
+def checked_chunks(actions, scenes: int, dim: int) -> np.ndarray:
+    """float64 [scenes, n, dim]. Raises ValueError on another shape or non-finite actions."""
+    actions = np.asarray(actions, dtype=np.float64)
+    if actions.ndim != 3 or actions.shape[0] != scenes or actions.shape[2] != dim:
+        raise ValueError(f"actions must be [{scenes}, n, {dim}], got {list(actions.shape)}")
+    if not np.isfinite(actions).all():
+        raise ValueError("non-finite actions; the policy has diverged")
+    return actions
+
+
+def per_scene(values: Sequence[int], scenes: int, what: str) -> list[int]:
+    """One integer for each scene. Raises ValueError on another number of them."""
+    if len(values) != scenes:
+        raise ValueError(f"{what}: need one for each of the {scenes} scenes, got {len(values)}")
+    return [int(value) for value in values]
+
+
 @dataclass(frozen=True)
 class _Scenes:
     """What a worker needs to build its scenes; picklable."""
@@ -119,7 +136,7 @@ class TwinPool:
 
     def reset(self, seeds: Sequence[int]) -> ObservationBatch:
         """Start episode seeds[i] in scene i; NO_RESET leaves a scene as it is. A scene never started stays done."""
-        seeds = self._per_scene(seeds, "seeds")
+        seeds = per_scene(seeds, self.scenes, "seeds")
         self._instructions = [text for part in self._call_all(
             "reset", [(seeds[part],) for part in self._slices]) for text in part]
         return self._observations()
@@ -130,13 +147,8 @@ class TwinPool:
         reset_seeds [N]: a scene that is done starts this episode at once (NO_RESET: it stays); its terminal state is
         then not rendered. A scene that stays done ignores further chunks until `reset`.
         """
-        actions = np.asarray(actions, dtype=np.float64)
-        if actions.ndim != 3 or actions.shape[0] != self.scenes or actions.shape[2] != self.contract.action.dim:
-            raise ValueError(f"actions must be [{self.scenes}, n, {self.contract.action.dim}], got {list(actions.shape)}")
-        if not np.isfinite(actions).all():
-            raise ValueError("non-finite actions; the policy has diverged")
-        resets = [NO_RESET] * self.scenes if reset_seeds is None else reset_seeds
-        resets = self._per_scene(resets, "reset_seeds")
+        actions = checked_chunks(actions, self.scenes, self.contract.action.dim)
+        resets = per_scene([NO_RESET] * self.scenes if reset_seeds is None else reset_seeds, self.scenes, "reset_seeds")
         replies = self._call_all("step_chunk", [(actions[part], resets[part]) for part in self._slices])
         self._instructions = [text for part in replies for text in part]
         outcome = np.array(self._memory.outcome)
@@ -207,11 +219,6 @@ class TwinPool:
         if not ready:
             raise TwinError(f"no answer from {len(workers)} twin worker(s) within {self._timeout_s:.0f} s; close the pool")
         return list(dict.fromkeys(handles[handle] for handle in ready))
-
-    def _per_scene(self, values, what):
-        if len(values) != self.scenes:
-            raise ValueError(f"{what}: need one for each of the {self.scenes} scenes, got {len(values)}")
-        return [int(value) for value in values]
 
     def _observations(self):
         images = {name: np.array(array) for name, array in self._memory.images.items()}

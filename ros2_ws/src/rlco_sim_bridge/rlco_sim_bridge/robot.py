@@ -68,6 +68,18 @@ class CellArmController(PDEEPoseController):
             mask = self.scene._reset_mask
             self._start_pose.raw_pose[mask] = self._target_pose.raw_pose[mask]
 
+    def targets(self) -> list[torch.Tensor]:
+        """Copies of what the controller remembers of the present episodes, each [N, ...]; see `keep_targets`."""
+        return [tensor.clone() for tensor in self._remembered()]
+
+    def keep_targets(self, targets: list[torch.Tensor], scenes: torch.Tensor) -> None:
+        """Take `targets` back in the scenes [N] bool."""
+        for tensor, before in zip(self._remembered(), targets, strict=True):
+            tensor[scenes] = before[scenes]
+
+    def _remembered(self):
+        return self._start_qpos, self._target_qpos, self._target_pose.raw_pose, self._start_pose.raw_pose
+
     def set_action(self, action):
         self._step = 0
         self._start_qpos = self._target_qpos.clone()

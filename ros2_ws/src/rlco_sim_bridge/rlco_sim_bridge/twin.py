@@ -17,7 +17,7 @@ from rlco_common.pose import Pose
 from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import Arm, start_qpos
 from rlco_sim_bridge.domain import CameraView, Domain, load_domain
-from rlco_sim_bridge.environment import ENVIRONMENTS, FAR_M, NEAR_M, PHYSICS_RATE_HZ
+from rlco_sim_bridge.environment import FAR_M, NEAR_M, PHYSICS_RATE_HZ, make_environment
 from rlco_sim_bridge.scene_state import SceneState, StepResult
 from rlco_sim_bridge.scenery import camera_pose, from_sapien, to_sapien
 from rlco_sim_bridge.tasks import load_task
@@ -44,8 +44,8 @@ class Twin:
             self.domain.camera(camera, task)    # raises when the domain lacks one
         self.variation = variation
         self._tick_steps = round(PHYSICS_RATE_HZ * contract.control_period_s)
-        self._env = _make(ENVIRONMENTS[task], render, contract=contract, domain=self.domain, layout=self.task.layout,
-                          variation=variation, robot_visuals=robot_visuals)
+        self._env = make_environment(task, render=render, contract=contract, domain=self.domain, layout=self.task.layout,
+                                     variation=variation, robot_visuals=robot_visuals)
         self._renders = render
         self._home = self._env.scene.sub_scenes[0]
         self._physical = [entity for entity in self._home.entities
@@ -267,17 +267,6 @@ class Twin:
         if self._state is None:
             raise TwinError("the twin has no episode yet; call reset(seed) first")
         return self._state
-
-
-def _make(cls, render, **options):
-    try:
-        return cls(num_envs=1, obs_mode="none", reward_mode="none", sim_backend="physx_cpu",
-                   render_backend="cpu" if render else "none", **options)
-    except RuntimeError as error:
-        if "device" in str(error).lower() or "vulkan" in str(error).lower():
-            raise TwinError(f"no Vulkan renderer: {error}. On a machine without a GPU install mesa-vulkan-drivers 24.3 or "
-                            "newer; `rlco doctor` says what is missing") from error
-        raise
 
 
 def _add_camera(env, width, height, shader):
