@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -76,7 +76,8 @@ class StageTwoConfig:
 
     start: checkpoint of Stage I. beta multiplies the loss over the real action dimensions; the reference release
     averages over 32 padded ones, so its 0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step,
-    whatever the number of micro-batches. episodes: complete episodes per iteration, spread over `scenes` twins.
+    whatever the number of micro-batches. episodes: complete episodes per iteration, spread over `scenes` twins; those run
+    in `workers` processes, or with backend=gpu in one batch on a CUDA device.
     """
 
     out: Path
@@ -90,6 +91,7 @@ class StageTwoConfig:
     episodes: int = 128
     scenes: int = 32
     workers: int = 2
+    backend: Literal["cpu", "gpu"] = "cpu"
     sft_batch_size: int = 64
     micro_batches: int = 1
     lr: float = 1e-4

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rlco_common.contract import Contract
 from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
-from rlco_sim_bridge.pool import NO_RESET, TwinPool
+from rlco_sim_bridge.pool import NO_RESET
+from rlco_sim_bridge.scenes import Backend, ScenePool, open_scenes
 from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_trainer.batches import rows
 from rlco_trainer.ppo import RlBatch, chunk_logprob, generalized_advantages
@@ -35,17 +36,17 @@ class Episode:
 
 @contextmanager
 def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, scenes: int, workers: int,
-              variation: Variation = NOMINAL) -> Iterator[TwinPool]:
-    """A pool whose images come at the policy's size."""
-    pool = TwinPool(contract, task, domain, scenes=scenes, workers=workers, variation=variation,
-                    image_size=policy.spec.image_size)
+              variation: Variation = NOMINAL, backend: Backend = "cpu") -> Iterator[ScenePool]:
+    """A pool whose images come at the policy's size. backend: see open_scenes."""
+    pool = open_scenes(contract, task, domain, scenes=scenes, workers=workers, variation=variation, backend=backend,
+                       image_size=policy.spec.image_size)
     try:
         yield pool
     finally:
         pool.close()
 
 
-def run_episodes(policy: VLAPolicy, pool: TwinPool, seeds: list[int], *, generator: torch.Generator | None = None,
+def run_episodes(policy: VLAPolicy, pool: ScenePool, seeds: list[int], *, generator: torch.Generator | None = None,
                  on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
     """Run every seed's episode to its end and return them in the order of `seeds`.
 

@@ -127,7 +127,8 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
     save_config(config, config.out)
     last = min(config.iterations, run.step + stop_after) if stop_after else config.iterations
     label = f"stage II {config.out.name}"
-    with (open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers) as pool,
+    with (open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
+                    backend=config.backend) as pool,
           Metrics(config.out, total=config.iterations, start=run.step, label=label, quiet=quiet) as metrics):
         if run.initial_success is None:
             run.initial_success = _require_initial_success(run, pool)
