@@ -66,7 +66,10 @@ class Robot:
         client.wait_active("/sim", 40)
 
     def reset(self, **parameters):
-        self.client.set_parameters("/sim", **parameters)
+        self.client.set_parameters("/sim", **({"task": "push_cube", "variation": ""} | parameters))
+        return self.restart()
+
+    def restart(self):
         count = len(self.events)
         self.client.must_trigger(topics.SIM_RESET)
         self.client.wait_until(lambda: len(self.events) > count, 10, "the reset event")
@@ -233,7 +236,7 @@ def test_wrong_parameters_are_refused_when_they_are_set(lockstep):
     ):
         with pytest.raises(RlcoError, match=reason):
             lockstep.client.set_parameters("/sim", **wrong)
-    event = lockstep.reset()        # nothing of what was refused acts
+    event = lockstep.restart()        # nothing of what was refused acts
     assert (event.task, event.domain, event.seed) == ("push_cube", "twin", SEED)
 
 
@@ -252,8 +255,7 @@ def test_a_parameter_waits_for_the_next_reset(lockstep):
     pose = Pose(*np.split(lockstep.wait_tick(stamp_ns)[2], [3]))
     lockstep.command(pose, 1.0, stamp_ns)
     assert json.loads(lockstep.wait_tick(stamp_ns + PERIOD_NS)[3])["task"] == "push_cube"
-    assert lockstep.reset().task == "close_drawer"
-    lockstep.reset(task="push_cube")
+    assert lockstep.restart().task == "close_drawer"
 
 
 def test_jpeg_shows_the_same_picture_to_those_who_subscribe(lockstep):
@@ -268,7 +270,7 @@ def test_jpeg_shows_the_same_picture_to_those_who_subscribe(lockstep):
     assert np.abs(decoded - raw).mean() < 3.0
     assert np.abs(decoded[..., ::-1] - raw).mean() > 10.0, "red and blue are swapped"
     lockstep.client.set_parameters("/sim", jpeg_quality=20)
-    lockstep.reset()
+    lockstep.restart()
     coarse = lockstep.client.wait_until(lambda: jpegs.find(
         lambda message: stamp_to_ns(message.header.stamp) > stamp_ns), 5, "a JPEG of the next episode")
     assert len(coarse.data) < 0.6 * len(fine.data)
@@ -323,7 +325,7 @@ def test_quaternions_of_matrices_are_exact_also_for_half_turns():
 def test_paused_and_stepped_lock_step_is_the_same_episode(lockstep):
     choice = {"task": "push_cube", "domain": "standin", "variation": "", "seed": SEED}
     straight = drive(lockstep, count=3, **choice)
-    stamp_ns = lockstep.reset().stamp_ns
+    stamp_ns = lockstep.restart().stamp_ns
     ticks = [lockstep.wait_tick(stamp_ns)]
     (first, second, third) = targets(Pose(ticks[0][2][:3], ticks[0][2][3:]), 3)
     assert lockstep.client.set_bool("/sim/pause", True)[0]

@@ -14,6 +14,7 @@ from rlco_sim_bridge.domain import load_domain
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
 from rlco_sim_bridge.replay import NO_SEED, Recording, Track, best_lag, replay
 from rlco_sim_bridge.twin import Twin
+from rlco_sim_bridge.variation import variation_from_text
 from rlco_teleop.bags import read_episode_metadata
 from rlco_trainer.dataset.build import read_streams
 from rlco_trainer.replay_report import read_recording
@@ -25,7 +26,7 @@ STEP_NS = 1_000_000_000 // PHYSICS_RATE_HZ
 
 @pytest.fixture(scope="module")
 def bags(tmp_path_factory, module_ros_domain):
-    """Two recorded episodes, {domain: bag}, of one lock-step session: bridge, gate, operator, recorder as processes."""
+    """Recorded episodes, {name: bag}, of one lock-step session: bridge, gate, operator, recorder as processes."""
     out = tmp_path_factory.mktemp("replay")
 
     def driver(processes):
@@ -37,25 +38,23 @@ def bags(tmp_path_factory, module_ros_domain):
         patch.setenv("ROS_DOMAIN_ID", str(module_ros_domain))
         with open_session(CONTRACT, out, task="push_cube", domain="twin", lockstep=True, operator="scripted",
                           driver=driver) as session:
-            for domain in ("twin", "standin"):
-                session.client.set_parameters("/sim", domain=domain)
+            for name, domain, variation in (("twin", "twin", ""), ("standin", "standin", ""),
+                                            ("varied", "standin", "start=perturbed,camera=0.5,light=0.5")):
+                session.client.set_parameters("/sim", domain=domain, variation=variation)
                 session.reset(REAL_DEMOS[0])
                 session.run(lambda: session.client.must_trigger(topics.OPERATOR_START),
                             lambda: session.client.trigger(topics.OPERATOR_STOP))
-                recorded[domain] = session.client.must_trigger(topics.RECORDER_SUCCESS)
+                recorded[name] = session.client.must_trigger(topics.RECORDER_SUCCESS)
     return recorded
 
 
-def recording_of(bags, domain):
-    assert read_episode_metadata(bags[domain]).domain == domain
-    return read_recording(CONTRACT, bags[domain])
-
-
-@pytest.mark.parametrize("domain", ["twin", "standin"])
-def test_a_recorded_lock_step_episode_comes_out_again_to_the_last_bit(bags, domain):
-    """Motion, gripper, pictures and success: the bag's commands and its seed are all there is to an episode."""
-    images = read_streams(CONTRACT, bags[domain]).images["front_camera"]
-    played = replay(CONTRACT, recording_of(bags, domain), domain, pictures_ns=images.stamps_ns)
+@pytest.mark.parametrize("name", ["twin", "standin", "varied"])
+def test_a_recorded_lock_step_episode_comes_out_again_to_the_last_bit(bags, name):
+    """Motion, gripper, pictures and success: a bag's commands and metadata are all there is to an episode."""
+    metadata = read_episode_metadata(bags[name])
+    images = read_streams(CONTRACT, bags[name]).images["front_camera"]
+    played = replay(CONTRACT, read_recording(CONTRACT, bags[name]), metadata.domain,
+                    variation=variation_from_text(metadata.variation), pictures_ns=images.stamps_ns)
     assert not played.position_error_m.any()
     assert played.rotation_error_rad.max() < 1e-7       # an angle below 1e-8 is lost in the arc tangent
     assert not played.opening_error.any()
@@ -63,11 +62,11 @@ def test_a_recorded_lock_step_episode_comes_out_again_to_the_last_bit(bags, doma
     for stamp_ns, image in zip(images.stamps_ns, images.values, strict=True):
         np.testing.assert_array_equal(played.pictures[stamp_ns]["front_camera"], image())
     assert played.result.success
-    assert played.instruction == read_episode_metadata(bags[domain]).instruction
+    assert played.instruction == metadata.instruction
 
 
 def test_the_stand_ins_episode_in_the_twin_shows_its_gain_and_softness(bags):
-    recording = recording_of(bags, "standin")
+    recording = read_recording(CONTRACT, bags["standin"])
     figures = replay(CONTRACT, recording, "twin").summary()
     assert 0.003 < figures["rms_position_m"] < 0.05
     assert figures["largest_position_m"] < 0.1
@@ -77,7 +76,7 @@ def test_the_stand_ins_episode_in_the_twin_shows_its_gain_and_softness(bags):
 
 
 def test_without_a_seed_the_arm_starts_where_it_was_measured(bags):
-    recording = recording_of(bags, "twin")
+    recording = read_recording(CONTRACT, bags["twin"])
     moved = recording.ee_pose.values + np.array([0.01, -0.02, 0.015, 0, 0, 0, 0])
     on_a_table = replace(recording, seed=NO_SEED, ee_pose=Track(recording.ee_pose.stamps_ns, moved))
     played = replay(CONTRACT, on_a_table, "twin")

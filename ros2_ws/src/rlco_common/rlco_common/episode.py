@@ -25,6 +25,7 @@ class EpisodeMetadata:
     contract: str                     # Contract.to_json()
     success: bool | None = None       # None: not judged (the recording was cut off)
     repaired: bool = False            # True: recovered after the recorder died
+    variation: str = ""               # what a simulated scene varies beside its seed, as `objects=unseen,camera=0.5`
 
     def to_json(self) -> str:
         return json.dumps(to_mapping(self), sort_keys=True)
@@ -39,7 +40,10 @@ def metadata_from_json(text: str, where: str) -> EpisodeMetadata:
 
 @dataclass(frozen=True)
 class EpisodeEvent:
-    """One message on `/episode/event`. stamp_ns: of a reset, the stamp of the episode's first observation; 0 = unknown."""
+    """One message on `/episode/event`. stamp_ns: of a reset, the stamp of the episode's first observation; 0 = unknown.
+
+    variation: as in EpisodeMetadata; with task, domain and seed it determines a simulated initial state.
+    """
 
     kind: EventKind
     episode: str = ""
@@ -49,6 +53,7 @@ class EpisodeEvent:
     seed: int = -1
     success: bool | None = None
     stamp_ns: int = 0
+    variation: str = ""
 
     def to_json(self) -> str:
         return json.dumps(to_mapping(self), sort_keys=True)

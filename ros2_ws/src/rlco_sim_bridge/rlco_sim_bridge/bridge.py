@@ -62,7 +62,8 @@ class SimulatedCell:
         self.result = StepResult(False, False, 0, False)
         self._target, self._gripper = self._twin.target, self._twin.observe(images=False).gripper
         return EpisodeEvent(kind="reset", task=choice.task, instruction=self._twin.instruction,
-                            domain=self._twin.domain.name, seed=choice.seed)
+                            domain=self._twin.domain.name, seed=choice.seed,
+                            variation=variation_from_text(choice.variation).text())
 
     def command(self, target: Pose | None = None, gripper: float | None = None) -> None:
         """What the arm and the gripper shall do from now on. Raises ValueError on a non-finite command."""

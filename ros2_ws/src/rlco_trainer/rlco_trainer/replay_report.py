@@ -8,6 +8,7 @@ from rlco_common.contract import Contract
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import DataError
 from rlco_sim_bridge.replay import Recording, Replay, Track, replay
+from rlco_sim_bridge.variation import variation_from_text
 from rlco_sim_bridge.view import joined
 from rlco_teleop.bags import Bag, read_episode_metadata
 from rlco_trainer.dataset.build import read_streams
@@ -26,7 +27,9 @@ def replay_bag(contract: Contract, bag: Path, domain: str, out: Path) -> str:
     camera = next(iter(contract.cameras))
     images = streams.images[camera]
     chosen = sorted({round(index) for index in np.linspace(0, len(images) - 1, PICTURES)}) if len(images) else []
-    played = replay(contract, recording, domain, pictures_ns=[images.stamps_ns[index] for index in chosen])
+    metadata = read_episode_metadata(bag)
+    played = replay(contract, recording, domain, variation=variation_from_text(metadata.variation, str(bag)),
+                    pictures_ns=[images.stamps_ns[index] for index in chosen])
     pictures = []
     for index in chosen:
         stamp_ns = images.stamps_ns[index]
@@ -34,7 +37,6 @@ def replay_bag(contract: Contract, bag: Path, domain: str, out: Path) -> str:
         pair = [_decoded(images.values[index]), played.pictures[stamp_ns][camera]]
         pictures.append((f"{time_s:.1f} s: recorded, simulated", joined(pair, axis=1),
                          float(np.abs(pair[0].astype(int) - pair[1]).mean())))
-    metadata = read_episode_metadata(bag)
     write_page("replay.html.j2", out, title=f"{bag.name} replayed in '{played.domain}'", metadata=metadata, played=played,
                figures=_figures(played), plots=_plots(played),
                pictures=[(f"{caption}; mean difference {gap:.0f} of 255", picture_url(picture))
@@ -69,7 +71,7 @@ def _figures(played: Replay) -> list[tuple[str, str]]:
         ("rotation error, r.m.s. / largest", f"{np.degrees(summary['rms_rotation_rad']):.2f} / "
                                              f"{np.degrees(summary['largest_rotation_rad']):.2f} degrees"),
         ("gripper error, r.m.s. / largest", f"{summary['rms_opening']:.2f} / {summary['largest_opening']:.2f} of its opening"),
-        ("the recorded arm is later by", "unknown: it takes motion, and more than two seconds of it" if lag is None else
+        ("the recorded arm is later by", "unknown: it takes 0.8 s of motion" if lag is None else
          f"{1e3 * lag.lag_s:.0f} ms (correlation {lag.correlation:.3f}); arm.delay_s of a domain takes it up"),
         ("in the twin the episode ended with", "success" if played.result.success else
          "failure" if played.result.failure else "neither success nor failure"),

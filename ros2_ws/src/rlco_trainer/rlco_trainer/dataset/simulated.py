@@ -50,14 +50,15 @@ def _generate(contract, spool, task, domain, count, noise, workers, variation, q
                               variation=variation)
     with tqdm(total=count, initial=len(held), desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
         for demo in generator:
-            spool.put(_episode(contract, demo, task, domain))
+            spool.put(_episode(contract, demo, task, domain, variation))
             bar.set_postfix(rejected=generator.rejected)
             bar.update()
 
 
-def _episode(contract: Contract, demo: Rollout, task: str, domain: str) -> AlignedEpisode:
+def _episode(contract: Contract, demo: Rollout, task: str, domain: str, variation: Variation) -> AlignedEpisode:
     metadata = EpisodeMetadata(
         episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
-        operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True)
+        operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True,
+        variation=variation.text())
     episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
     return episode.select(~idle_ticks(episode.actions))
