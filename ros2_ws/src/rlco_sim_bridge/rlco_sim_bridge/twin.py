@@ -229,6 +229,7 @@ class Twin:
         for body in self._dynamics.values():
             body.set_linear_velocity([0.0, 0.0, 0.0])
             body.set_angular_velocity([0.0, 0.0, 0.0])
+            body.wake_up()     # its sleep timer would go on from the last episode, and change the last bits of this one
         if self._cabinet is not None:
             self._cabinet.set_root_pose(to_sapien(state.objects["cabinet"]))
             self._cabinet.set_qpos([state.travel_m])
