@@ -20,7 +20,7 @@ from rlco_common.ros_client import RosClient
 from rlco_sim_bridge.experts import make_expert
 from rlco_sim_bridge.scene_state import SceneState, scene_state_from_json
 from rlco_teleop.devices import make_device
-from rlco_teleop.devices.base import DeviceSettings
+from rlco_teleop.devices.scripted import ScriptedSettings
 
 CONTRACT = load_contract()
 PERIOD_S = CONTRACT.control_period_s
@@ -44,7 +44,7 @@ def push(tool, cube_x):
 
 
 def test_held_twist_times_the_period_is_the_experts_action():
-    device = make_device("scripted", CONTRACT, DeviceSettings(asks_per_tick=4, noise=NOISE))
+    device = make_device("scripted", CONTRACT, ScriptedSettings(noise=NOISE), 4 * CONTRACT.control_rate_hz)
     device.on_scene(scene_text(START, 0.55, 0))
     assert not device.operate().held, "it does not begin by itself"
     device.begin(seed=5)
@@ -59,7 +59,7 @@ def test_held_twist_times_the_period_is_the_experts_action():
 
 def test_it_is_deterministic_in_the_seed_and_lets_go_at_the_end():
     def twists(seed):
-        device = make_device("scripted", CONTRACT, DeviceSettings(noise=NOISE))
+        device = make_device("scripted", CONTRACT, ScriptedSettings(noise=NOISE))
         device.begin(seed)
         result = []
         for tick in range(3):
@@ -76,9 +76,9 @@ def test_it_is_deterministic_in_the_seed_and_lets_go_at_the_end():
 
 def test_unknown_devices_and_scenes_are_refused_by_name():
     with pytest.raises(ConfigError, match=r"no operator device 'mouse'; there are .*scripted"):
-        make_device("mouse", CONTRACT, DeviceSettings())
+        make_device("mouse", CONTRACT)
     with pytest.raises(DataError, match="scene"):
-        make_device("scripted", CONTRACT, DeviceSettings()).on_scene("{}")
+        make_device("scripted", CONTRACT).on_scene("{}")
 
 
 def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_at_success(tmp_path, ros_domain):
@@ -95,7 +95,7 @@ def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_a
         client.wait_active("/teleop")
         client.wait_until(lambda: scenes.get_subscription_count() and ee_pose.get_subscription_count()
                           and event.get_subscription_count() == 2, 10, "gate and operator")
-        twin = make_device("scripted", CONTRACT, DeviceSettings(noise=NOISE))
+        twin = make_device("scripted", CONTRACT, ScriptedSettings(noise=NOISE))
         twin.begin(seed=11)
         event.publish(String(data=EpisodeEvent("reset", task="push_cube", seed=11).to_json()))
         tool, cube_x, tick = START, 0.55, 0
