@@ -4,6 +4,7 @@ Moves in contact (down to the object, up with it, down into the container) are s
 everything between them follows a path of ArmPlanner around the table, the container and the object, or with the object in hand.
 """
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from rlco_sim_bridge.experts.base import SETTLE_S, Waypoint
 from rlco_sim_bridge.experts.planner import ArmPlanner, Box, PlanningError, StartInCollision
 from rlco_sim_bridge.scene_state import SceneState
 from rlco_sim_bridge.tasks import load_task
-from rlco_sim_bridge.tasks.base import Body
+from rlco_sim_bridge.tasks.base import Body, Part
 
 FINGER_TRAVEL_M = 0.04
 TABLE = Box("table", Pose([0.3, 0.0, -0.05], [0.0, 0.0, 0.0, 1.0]), (0.7, 0.8, 0.05))
@@ -51,7 +52,6 @@ class Expert(pick_place.Expert):
     def __init__(self, contract: Contract, rng: np.random.Generator, noise: float = 0.0):
         super().__init__(contract, rng, noise)
         self._planner = ArmPlanner(panda_urdf(), margin_m=MARGIN_M)
-        self._bodies = load_task("pick_place").bodies
         self._path: list[Pose] = []
         self._at = 0
         self._key: tuple[bool, Pose, Pose] | None = None
@@ -76,7 +76,7 @@ class Expert(pick_place.Expert):
     def _plan(self, scene: SceneState, goal: Waypoint) -> None:
         """Set the path from where the arm is to `goal`."""
         held = goal.gripper < 1.0
-        thing = _bounding_box(scene.named, self._bodies[scene.named], scene.objects[scene.named])
+        thing = _bounding_box(scene.named, _bodies()[scene.named], scene.objects[scene.named])
         obstacles = [TABLE, *container_boxes(scene)]
         self._planner.set_obstacles(obstacles if held else [*obstacles, thing])
         self._planner.hold(Box(thing.name, _relative(scene.tool, thing.pose), thing.half_size_m) if held else None,
@@ -145,16 +145,24 @@ def _differs(a: Pose, b: Pose) -> bool:
     return bool(np.linalg.norm(a.position - b.position) > MOVED_M or rotation_angle(a, b) > MOVED_RAD)
 
 
-def _half_size(part) -> np.ndarray:
+def _half_size(part: Part) -> np.ndarray:
     """[3] half extents of a primitive's bounding box."""
-    return {"box": lambda: np.array(part.size), "sphere": lambda: np.full(3, part.size[0]),
-            "cylinder": lambda: np.array([part.size[0], part.size[0], part.size[1]])}[part.kind]()
+    if part.kind == "sphere":
+        return np.full(3, part.size[0])
+    if part.kind == "cylinder":
+        return np.array([part.size[0], part.size[0], part.size[1]])
+    return np.array(part.size)
+
+
+@cache
+def _bodies() -> dict[str, Body]:
+    return load_task("pick_place").bodies
 
 
 def container_boxes(scene: SceneState) -> list[Box]:
     """Floor and walls of the container, base frame."""
     name = pick_place.CONTAINER
-    pose, body = scene.objects[name], load_task("pick_place").bodies[name]
+    pose, body = scene.objects[name], _bodies()[name]
     return [Box(f"{name} {i}", Pose(pose.position + rotation_matrix(pose.quaternion) @ part.position, pose.quaternion),
                 tuple(_half_size(part))) for i, part in enumerate(body.parts)]
 
