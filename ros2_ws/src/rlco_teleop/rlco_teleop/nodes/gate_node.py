@@ -11,9 +11,9 @@ from std_srvs.srv import SetBool, Trigger
 from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
-from rlco_common.episode import EVENT_TOPIC, event_from_json
+from rlco_common.episode import EVENT_TOPIC, EpisodeEvent, event_from_json
 from rlco_common.errors import DataError, RlcoError
-from rlco_common.gate import Command, GateState, Refusal
+from rlco_common.gate import Command, GateState, Refusal, Source
 from rlco_common.gate_drives import LockstepGate, RealTimeGate
 from rlco_common.messages import pose_from_msg
 from rlco_common.ros import (
@@ -48,6 +48,8 @@ class GateNode(RlcoLifecycleNode):
         self._gate = LockstepGate(self._contract) if self._lockstep else RealTimeGate(self._contract, self._rate_hz)
         self._live = False
         self._reported = None
+        self._driver = Source.NOBODY        # who moved the arm last in this episode
+        self._state_stamp_ns = 0
         self._running_timers = []
         self._endpoints = []
         self.create_service(Trigger, "~/stop", self._on_stop)
@@ -95,6 +97,7 @@ class GateNode(RlcoLifecycleNode):
         self._target = self._advertise(PoseStamped, names.target_pose, COMMAND_QOS)
         self._status = self._advertise(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
         self._diagnostics = self._advertise(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
+        self._events = self._advertise(String, EVENT_TOPIC, EVENT_QOS)
 
     def _subscribe(self, message_type, topic, callback, qos) -> None:
         subscription = self.create_subscription(message_type, topic, callback, qos)
@@ -114,7 +117,8 @@ class GateNode(RlcoLifecycleNode):
                 f"{self._contract.topics.ee_pose} is in frame '{message.header.frame_id}', the contract says "
                 f"'{self._contract.robot.base_frame}'", throttle_duration_sec=5.0)
             return
-        self._gate.on_state(pose_from_msg(message), stamp_to_ns(message.header.stamp), time.monotonic_ns())
+        self._state_stamp_ns = stamp_to_ns(message.header.stamp)
+        self._gate.on_state(pose_from_msg(message), self._state_stamp_ns, time.monotonic_ns())
         self._decide()
 
     def _on_deadman(self, message: Bool) -> None:
@@ -149,6 +153,7 @@ class GateNode(RlcoLifecycleNode):
             return
         if event.kind == "reset":
             self._gate.reset(event.stamp_ns)
+            self._driver = Source.NOBODY
             self._report_change()
 
     def _dated(self, stamp) -> tuple[int, int, int]:
@@ -187,12 +192,16 @@ class GateNode(RlcoLifecycleNode):
     # -- commands and status
 
     def _step(self) -> None:
-        self._publish(self._gate.step(time.monotonic_ns()))
+        command = self._gate.step(time.monotonic_ns())
+        self._report_driver()
+        self._publish(command)
         self._report_change()
 
     def _decide(self) -> None:
         if self._lockstep and self._live:
-            self._publish(self._gate.decide(time.monotonic_ns()))
+            command = self._gate.decide(time.monotonic_ns())
+            self._report_driver()
+            self._publish(command)
             self._report_change()
 
     def _publish(self, command: Command | None) -> None:
@@ -202,6 +211,17 @@ class GateNode(RlcoLifecycleNode):
             self._gripper.publish(Float64MultiArray(data=[command.gripper]))
         stamp_ns = self.get_clock().now().nanoseconds if command.stamp_ns is None else command.stamp_ns
         self._target.publish(pose_to_msg(command.target, self._contract.robot.base_frame, stamp_ns))
+
+    def _report_driver(self) -> None:
+        """Tell when the operator takes over from the policy, and when the policy has the arm again."""
+        source = self._gate.source
+        if source in (Source.NOBODY, self._driver):
+            return
+        if self._driver is not Source.NOBODY:
+            kind = "takeover" if source is Source.OPERATOR else "hand_back"
+            stamp_ns = self._state_stamp_ns if self._lockstep else self.get_clock().now().nanoseconds
+            self._events.publish(String(data=EpisodeEvent(kind, stamp_ns=stamp_ns).to_json()))
+        self._driver = source
 
     def _report_change(self) -> None:
         if self._live and self._snapshot() != self._reported:
