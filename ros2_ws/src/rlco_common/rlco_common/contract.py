@@ -67,6 +67,11 @@ class CameraSpec:
         return self.topic.rsplit("/", 1)[0] + "/camera_info"
 
     @property
+    def compressed_topic(self) -> str:
+        """Where image_transport's compressed plugin publishes the same images as JPEG."""
+        return f"{self.topic}/compressed"
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         return (self.height, self.width, 3)
 
