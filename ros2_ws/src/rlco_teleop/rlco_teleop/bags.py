@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import yaml
 from mcap.reader import make_reader
@@ -15,11 +16,14 @@ from rosbags.rosbag2 import Reader
 from rosbags.rosbag2.errors import ReaderError
 from rosbags.typesys import Stores, get_typestore
 
-from rlco_common.episode import EpisodeMetadata, metadata_from_json
+from rlco_common import topics
+from rlco_common.episode import EVENT_TOPIC, EpisodeMetadata, event_from_json, metadata_from_json
 from rlco_common.errors import DataError
+from rlco_teleop.audit_report import EpisodeAudit, audit_from_json
 
 METADATA_KEY = "rlco_episode"      # key in custom_data, name of the MCAP metadata record
-METADATA_FIELD = "json"            # the one field of that record
+AUDIT_KEY = "rlco_audit"           # the same for the audit's scores
+METADATA_FIELD = "json"            # the one field of such a record
 PART_SUFFIX = ".part"              # a recording in progress, or one that was cut off
 
 
@@ -105,10 +109,55 @@ def find_episodes(root: str | Path) -> list[Path]:
 def read_episode_metadata(directory: str | Path) -> EpisodeMetadata:
     """The metadata of an episode bag, from metadata.yaml, else from the MCAP file. Raises DataError without any."""
     directory = Path(directory)
-    text = _from_yaml(directory / "metadata.yaml") or _from_mcap(directory)
+    text = _custom_text(directory, METADATA_KEY)
     if text is None:
         raise DataError(f"{directory}: no episode metadata in the bag; record it with the recorder node")
     return metadata_from_json(text, str(directory))
+
+
+def read_audit(directory: str | Path) -> EpisodeAudit | None:
+    """The audit of an episode bag, from metadata.yaml, else from the MCAP file; None when the recording was cut off."""
+    directory = Path(directory)
+    text = _custom_text(directory, AUDIT_KEY)
+    return None if text is None else audit_from_json(text, str(directory))
+
+
+class Segment(NamedTuple):
+    """Part of an episode in which one source drove the arm: [start_ns, end_ns), in the time of the bag's stamps."""
+
+    start_ns: int
+    end_ns: int
+    source: Literal["operator", "policy"]
+
+
+def drive_segments(bag: Bag) -> list[Segment]:
+    """Who drove the arm, without gaps from the episode's start to its end; empty when nobody did.
+
+    The gate's takeover and hand_back events are the boundaries; time in which nobody drives belongs to the driver before.
+    Without an event it is whom the gate's status names.
+    """
+    changes = []
+    for item in bag.messages(EVENT_TOPIC):
+        event = event_from_json(item.message.data, str(bag.directory))
+        if event.kind in ("takeover", "hand_back"):
+            changes.append((event.stamp_ns or item.log_ns, "operator" if event.kind == "takeover" else "policy"))
+    if changes:
+        first = "policy" if changes[0][1] == "operator" else "operator"
+    else:
+        first = next(iter(_drivers(bag)), None)
+        if first is None:
+            return []
+    starts = [(bag.start_ns, first), *sorted(changes)]
+    ends = [*(start_ns for start_ns, _ in starts[1:]), bag.end_ns]
+    return [Segment(start_ns, end_ns, source) for (start_ns, source), end_ns in zip(starts, ends, strict=True)]
+
+
+def _drivers(bag: Bag) -> Iterator[str]:
+    """Whom the gate's status names as its source, nobody left out."""
+    for item in bag.messages(topics.GATE_STATUS):
+        source = next((value.value for value in item.message.status[0].values if value.key == "source"), "").lower()
+        if source in ("operator", "policy"):
+            yield source
 
 
 def header_stamp_ns(msgtype: str, raw: bytes) -> int | None:
@@ -126,18 +175,23 @@ def _begins_with_header(msgtype: str) -> bool:
     return bool(fields) and fields[0][0] == "header" and fields[0][1][1] == "std_msgs/msg/Header"
 
 
-def _from_yaml(path: Path) -> str | None:
+def _custom_text(directory: Path, key: str) -> str | None:
+    """A text that the recorder left in a bag, from either of its two places."""
+    return _from_yaml(directory / "metadata.yaml", key) or _from_mcap(directory, key)
+
+
+def _from_yaml(path: Path, key: str) -> str | None:
     if not path.is_file():
         return None
     information = yaml.safe_load(path.read_text(encoding="utf-8"))["rosbag2_bagfile_information"]
-    return (information.get("custom_data") or {}).get(METADATA_KEY)
+    return (information.get("custom_data") or {}).get(key)
 
 
-def _from_mcap(directory: Path) -> str | None:
+def _from_mcap(directory: Path, key: str) -> str | None:
     text = None
     for path in sorted(directory.glob("*.mcap")):
         with path.open("rb") as stream:
             for record in make_reader(stream).iter_metadata():
-                if record.name == METADATA_KEY:
+                if record.name == key:
                     text = record.metadata[METADATA_FIELD]      # the last one is the final one
     return text

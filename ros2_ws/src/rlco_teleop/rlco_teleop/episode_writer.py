@@ -7,6 +7,7 @@ with the episode's metadata and is locked by its writer, so that a repair can te
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from mcap.stream_reader import CRCValidationError, StreamReader
 from mcap.writer import CompressionType, Writer
 
 from rlco_common.episode import EpisodeMetadata, metadata_from_json
-from rlco_common.errors import RecordingError
+from rlco_common.errors import RecordingError, RlcoError
 from rlco_teleop.bags import METADATA_FIELD, METADATA_KEY, PART_SUFFIX, typestore
 
 BROKEN_SUFFIX = ".broken"          # a cut recording that does not even say what it is
@@ -64,12 +65,18 @@ class EpisodeWriter:
             raise RecordingError(f"episode '{metadata.episode}' exists already in {root}; choose another name")
         self.directory.mkdir(parents=True)
         self._file = self.directory / f"{metadata.episode}.mcap"
+        try:
+            self._begin(metadata, streams)
+        except OSError:     # nothing is in it yet
+            shutil.rmtree(self.directory, ignore_errors=True)
+            raise
+
+    def _begin(self, metadata: EpisodeMetadata, streams: Iterable[Stream]) -> None:
         self._stream = self._file.open("wb")
         fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         self._writer = Writer(self._stream, chunk_size=CHUNK_BYTES, compression=CompressionType.LZ4)
         self._writer.start(profile="ros2", library="rlco")
-        self._metadata = metadata
-        self._record_metadata(metadata)
+        self._writer.add_metadata(METADATA_KEY, {METADATA_FIELD: metadata.to_json()})
         self._schemas: dict[str, int] = {}
         self._channels: dict[str, tuple[int, Stream]] = {}
         self._counts: dict[str, int] = {}
@@ -113,11 +120,15 @@ class EpisodeWriter:
         return self._stream.tell()
 
     def finish(self, metadata: EpisodeMetadata, custom_data: dict[str, str] | None = None) -> Path:
-        """Complete the bag with its final metadata, and give it its name. Returns its directory."""
+        """Complete the bag with its final metadata, and give it its name. Returns its directory.
+
+        custom_data: more texts by key; like the metadata each goes into metadata.yaml and into a record of the MCAP file.
+        """
         custom = {METADATA_KEY: metadata.to_json(), **(custom_data or {})}
         information = self._information(custom)
         self._writer.flush()
-        self._record_metadata(metadata)
+        for key, text in custom.items():
+            self._writer.add_metadata(key, {METADATA_FIELD: text})
         self._writer.add_metadata("rosbag2", {"serialized_metadata": yaml.safe_dump(information, sort_keys=False)})
         self._writer.finish()
         self._stream.flush()
@@ -141,9 +152,6 @@ class EpisodeWriter:
         with suppress(OSError):     # what the disk refuses now it refused before, and that was reported
             self._stream.close()
 
-    def _record_metadata(self, metadata: EpisodeMetadata) -> None:
-        self._writer.add_metadata(METADATA_KEY, {METADATA_FIELD: metadata.to_json()})
-
     def _information(self, custom: dict[str, str]) -> dict:
         """rosbag2_bagfile_information, version 9."""
         start = {"nanoseconds_since_epoch": self._first_ns or 0}
@@ -166,6 +174,17 @@ class EpisodeWriter:
         }
 
 
+def require_writable(root: Path) -> None:
+    """Create the directory of the episodes if need be. Raises RecordingError when nothing can be written there."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            pass
+    except OSError as error:
+        raise RecordingError(
+            f"cannot write in output_directory {root}: {error}; mount it writable, or choose another") from error
+
+
 @dataclass(frozen=True)
 class Repair:
     """What became of a cut recording: directory of the whole bag (None: nothing to save), and a line to tell."""
@@ -182,19 +201,34 @@ def repair_all(root: Path) -> list[Repair]:
     for part in sorted(root.glob(f"*{PART_SUFFIX}")):
         with _locked(part) as owned:
             if owned:
-                repairs.append(_repair(root, part))
+                repairs.append(_try_repair(root, part))
     return repairs
+
+
+def _try_repair(root: Path, part: Path) -> Repair:
+    """A repair that fails, on a full disk for example, harms nothing: it is tried again at the next start."""
+    name = part.name.removesuffix(PART_SUFFIX)
+    if (root / name).exists():      # an earlier repair was cut off between its last two steps
+        shutil.rmtree(part)
+        return Repair(root / name, f"{part.name}: was repaired already; removed")
+    try:
+        return _repair(root, part)
+    except (OSError, RlcoError) as error:
+        shutil.rmtree(root / f"{name}{REPAIR_SUFFIX}", ignore_errors=True)
+        return Repair(None, f"{part.name}: cannot be repaired, left as it is: {error}")
 
 
 def _repair(root: Path, part: Path) -> Repair:
     name = part.name.removesuffix(PART_SUFFIX)
     file = part / f"{name}.mcap"
     length, complete = intact_length(file) if file.is_file() else (0, False)
-    metadata, writer = None, None
+    metadata, writer, custom = None, None, {}
     for record, context in _records(file, length):
         if isinstance(record, Metadata) and record.name == METADATA_KEY:
             metadata = metadata_from_json(record.metadata[METADATA_FIELD], str(file))
             writer = writer or EpisodeWriter(root, metadata, (), REPAIR_SUFFIX)
+        elif isinstance(record, Metadata) and METADATA_FIELD in record.metadata:
+            custom[record.name] = record.metadata[METADATA_FIELD]
         elif isinstance(record, Message) and writer is not None:
             _copy_message(writer, record, context)
     if writer is None:
@@ -206,7 +240,7 @@ def _repair(root: Path, part: Path) -> Repair:
         return Repair(None, f"{part.name}: cut before its first message; removed")
     final = metadata if complete else replace(metadata, success=None, repaired=True)
     count = writer.message_count
-    directory = writer.finish(final)
+    directory = writer.finish(final, custom)
     shutil.rmtree(part)
     return Repair(directory, f"{part.name}: repaired, {count} messages saved")
 

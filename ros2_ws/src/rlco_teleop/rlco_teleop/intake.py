@@ -26,7 +26,7 @@ class Intake:
         self._commands = commands
         self._gripper_topic, self._target_topic = gripper_topic, target_topic
         self._newest: dict[str, bytes] = {}
-        self._newest_stamp_ns = 0
+        self.newest_stamp_ns = 0        # of all streams
         self._start_ns = 0
         self._grippers: deque[Recorded] = deque()
 
@@ -67,10 +67,10 @@ class Intake:
         return [self._dated(topic, data, now_ns) for topic, data in self._newest.items()]
 
     def _dated(self, topic: str, data: bytes, now_ns: int | None) -> Recorded:
-        stamp_ns = self._stamp(topic, data) or None
-        self._newest_stamp_ns = max(self._newest_stamp_ns, stamp_ns or 0)
-        log_ns = (stamp_ns or self._newest_stamp_ns) if now_ns is None else now_ns
-        return Recorded(topic, log_ns, stamp_ns or log_ns, data)
+        stamp_ns = header_stamp_ns(self._msgtypes[topic], data)
+        self.newest_stamp_ns = max(self.newest_stamp_ns, stamp_ns or 0)
+        log_ns = (stamp_ns or self.newest_stamp_ns) if now_ns is None else now_ns
+        return Recorded(topic, log_ns, stamp_ns or log_ns, data, stamp_ns)
 
     def _stamp(self, topic: str, data: bytes) -> int:
         return header_stamp_ns(self._msgtypes[topic], data) or 0

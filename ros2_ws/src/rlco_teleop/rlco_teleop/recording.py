@@ -10,7 +10,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,22 @@ from rlco_teleop.episode_writer import EpisodeWriter, Stream
 
 FLUSH_PERIOD_S = 0.5
 DROPPED_KEY = "rlco_dropped"       # custom_data: dropped messages by topic, only when there are any
+STOPPED_KEY = "rlco_stopped"       # custom_data: why the recorder itself ended the episode
 _QUEUE_BYTES = 256 << 20
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """A serialised message on its way to disk. log_ns: node clock at arrival. publish_ns: header stamp, else log_ns."""
+    """A serialised message on its way to disk. log_ns: node clock at arrival. publish_ns: header stamp, else log_ns.
+
+    stamp_ns: the header stamp as it is, 0 when nobody set it, None for a type without a header.
+    """
 
     topic: str
     log_ns: int
     publish_ns: int
     data: bytes
+    stamp_ns: int | None = None
 
 
 _END = Recorded("", 0, 0, b"")      # the last thing in a queue
@@ -73,13 +78,18 @@ class Recording:
     def backlog(self) -> int:
         return self._queue.qsize()
 
-    def finish(self, metadata: EpisodeMetadata) -> Path:
-        """Write out what is queued and complete the bag. Raises RecordingError when any of it could not be written."""
+    def finish(self, metadata: EpisodeMetadata, custom: Mapping[str, str] | None = None) -> Path:
+        """Write out what is queued and complete the bag. Raises RecordingError when any of it could not be written.
+
+        custom: texts that go into the bag beside the metadata, by key.
+        """
         self._join()
         if self._failure is None:
-            custom = {DROPPED_KEY: ", ".join(f"{topic} {count}" for topic, count in self.dropped.items())}
+            custom = dict(custom or {})
+            if self.dropped:
+                custom[DROPPED_KEY] = ", ".join(f"{topic} {count}" for topic, count in self.dropped.items())
             try:
-                return self._writer.finish(metadata, custom if self.dropped else None)
+                return self._writer.finish(metadata, custom)
             except OSError as error:
                 self._fail(self._writer.topics, error)
         self._writer.abandon()
@@ -127,9 +137,14 @@ class Recording:
             f"episode '{self.metadata.episode}': writing {', '.join(sorted(topics))} failed: {error}")
 
 
+def free_megabytes(root: Path) -> int:
+    """Free space on the disk of `root`, MB."""
+    return shutil.disk_usage(root).free // 1_000_000
+
+
 def require_free_space(root: Path, minimum_mb: int) -> None:
     """Raise RecordingError unless the disk of `root` has that many megabytes free."""
-    free_mb = shutil.disk_usage(root).free // 1_000_000
+    free_mb = free_megabytes(root)
     if free_mb < minimum_mb:
         raise RecordingError(
             f"only {free_mb} MB are free in {root}, {minimum_mb} MB are required (parameter min_free_mb); "

@@ -5,36 +5,25 @@ from functools import partial
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.clock import Clock, ClockType
+from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 from rclpy.serialization import deserialize_message
-from sensor_msgs.msg import CameraInfo, Image, JointState
-from std_msgs.msg import Bool, Float64MultiArray, String
+from std_msgs.msg import String
 from std_srvs.srv import Trigger
-from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent, EpisodeMetadata, event_from_json
 from rlco_common.errors import RecordingError, RlcoError
-from rlco_common.ros import (
-    CAMERA_QOS,
-    COMMAND_QOS,
-    EVENT_QOS,
-    STATE_QOS,
-    RlcoLifecycleNode,
-    declare,
-    declare_contract,
-    diagnostics,
-    run_node,
-)
-from rlco_teleop.episode_writer import Stream, repair_all
-from rlco_teleop.intake import Intake
-from rlco_teleop.recording import Recording, require_free_space
+from rlco_common.ros import EVENT_QOS, STATE_QOS, RlcoLifecycleNode, declare, declare_contract, diagnostics, run_node
+from rlco_teleop.bags import AUDIT_KEY
+from rlco_teleop.episode_writer import repair_all, require_writable
+from rlco_teleop.nodes.recorded_topics import IMAGE_CHOICES, RECEIVE_QOS, RecordedTopics
+from rlco_teleop.nodes.recorder_audit import RecorderAudit
+from rlco_teleop.recording import STOPPED_KEY, Recording, free_megabytes, require_free_space
 
+CHECK_PERIOD_S = 0.2
 DIAGNOSTICS_PERIOD_S = 1.0
-RECEIVE_QOS = STATE_QOS         # deep on our side, also where the publisher keeps only its newest command
 
 
 class RecorderNode(RlcoLifecycleNode):
@@ -49,46 +38,24 @@ class RecorderNode(RlcoLifecycleNode):
         declare(self, "instruction", "", "the sentence for the policy; used until a reset event brings one")
         declare(self, "domain", "real", "real, standin or twin; used until a reset event names one")
         declare(self, "seed", -1, "episode seed; used until a reset event brings one", low=-1)
+        declare(self, "images", "raw", "what is recorded of the cameras; jpeg: their /compressed topic. Takes effect when "
+                "the node is activated", choices=IMAGE_CHOICES)
         declare(self, "min_free_mb", 500, "refuse to start with less free disk space, MB", low=0)
+        declare(self, "stop_free_mb", 200, "end a running episode, saved and not judged, with less free disk space, MB", low=0)
         declare(self, "require_streams", True, "refuse to start before every camera and state topic has delivered")
         self._queue_size = declare(self, "queue_size", 4096, "messages that may wait for the disk, at most", low=1,
                                    read_only=True)
         self._recording: Recording | None = None
+        self._ended = ""        # why the last episode ended by itself
         self._reset_event: EpisodeEvent | None = None
         self._endpoints = []
         self._receivers = {}
-        self._kinds = self._topic_kinds()
-        self._intake = Intake(
-            {topic: self._msgtype(topic) for topic in self._kinds},
-            {topic for topic, (_, qos) in self._kinds.items() if qos is COMMAND_QOS},
-            self._contract.topics.gripper_command, self._contract.topics.target_pose)
+        self._audit = RecorderAudit(self)
         for name, step in (("start", self._start), ("success", lambda: self._finish(True)),
                            ("fail", lambda: self._finish(False)), ("discard", self._discard)):
             self.create_service(Trigger, f"~/{name}", partial(self._serve, step))
         self._events = self.create_publisher(String, EVENT_TOPIC, EVENT_QOS)
         self._diagnostics = self.create_publisher(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
-
-    def _topic_kinds(self) -> dict[str, tuple[type, QoSProfile]]:
-        """Every recorded topic with its type and the QoS that this workspace publishes it with."""
-        names, cameras = self._contract.topics, self._contract.cameras.values()
-        return {
-            EVENT_TOPIC: (String, EVENT_QOS),
-            **{camera.topic: (Image, CAMERA_QOS) for camera in cameras},
-            **{camera.info_topic: (CameraInfo, CAMERA_QOS) for camera in cameras},
-            names.joint_states: (JointState, STATE_QOS),
-            names.ee_pose: (PoseStamped, STATE_QOS),
-            names.gripper_command: (Float64MultiArray, COMMAND_QOS),    # before the pose, as the gate sends them
-            names.target_pose: (PoseStamped, COMMAND_QOS),
-            topics.TELEOP_TWIST: (TwistStamped, COMMAND_QOS),
-            topics.TELEOP_DEADMAN: (Bool, COMMAND_QOS),
-            topics.ACTION_CHUNK: (JointTrajectory, COMMAND_QOS),
-            topics.GATE_STATUS: (DiagnosticArray, STATE_QOS),
-        }
-
-    @property
-    def _required(self) -> list[str]:
-        names = self._contract.topics
-        return [*(camera.topic for camera in self._contract.cameras.values()), names.joint_states, names.ee_pose]
 
     # -- lifecycle
 
@@ -96,53 +63,59 @@ class RecorderNode(RlcoLifecycleNode):
         return self.guarded(self._prepare_directory)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        for topic, (message_type, _) in self._kinds.items():
+        connected = self.guarded(self._connect)
+        if connected != TransitionCallbackReturn.SUCCESS:
+            return connected
+        for period_s, step in ((CHECK_PERIOD_S, self._watch), (DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)):
+            timer = self.create_timer(period_s, step, clock=Clock(clock_type=ClockType.STEADY_TIME))
+            self._endpoints.append((self.destroy_timer, timer))
+        return super().on_activate(state)
+
+    def _connect(self) -> None:
+        self._topics = RecordedTopics(self, self._contract, self.get_parameter("images").value)
+        self._audit.activate(self._topics)
+        self._intake = self._topics.intake()
+        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._audit.look_again())
+        for topic, (message_type, _) in self._topics.kinds.items():
             qos = EVENT_QOS if topic == EVENT_TOPIC else RECEIVE_QOS
             subscription = self.create_subscription(
-                message_type, topic, partial(self._on_message, topic), qos, raw=True)
+                message_type, topic, partial(self._on_message, topic), qos, raw=True, event_callbacks=events)
             self._receivers[topic] = subscription
             self._endpoints.append((self.destroy_subscription, subscription))
-        timer = self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics,
-                                  clock=Clock(clock_type=ClockType.STEADY_TIME))
-        self._endpoints.append((self.destroy_timer, timer))
-        return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         for destroy, endpoint in self._endpoints:
             destroy(endpoint)
         self._endpoints.clear()
         self._receivers.clear()
-        self._intake.forget()
         self.close()
         return super().on_deactivate(state)
 
     def close(self) -> None:
         """Complete an open episode, without a judgement; called at deactivation and at the end of the process."""
         if self._recording is not None:
-            recording, self._recording = self._recording, None
+            recording = self._take()
             try:
-                self.get_logger().warning(f"closed without a judgement: {recording.finish(recording.metadata)}")
+                self.get_logger().warning(f"closed without a judgement: {self._complete(recording, recording.metadata)}")
             except RecordingError as error:
                 self.get_logger().error(str(error))
 
     def _prepare_directory(self) -> None:
-        try:
-            self._root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RecordingError(f"cannot create output_directory: {error}") from error
+        require_writable(self._root)
         for repair in repair_all(self._root):
             self.get_logger().warning(repair.message)
 
     # -- messages
 
-    def _on_message(self, topic: str, data: bytes) -> None:
+    def _on_message(self, topic: str, data: bytes, info: dict) -> None:
         if topic == EVENT_TOPIC:
             self._note_event(data)
         else:   # several events may wait, of which the executor serves one a round: a reset must not come late
             self._take_all(EVENT_TOPIC)
-        records = self._intake.take(topic, data, self._now_ns(), is_state=topic != EVENT_TOPIC)
-        if self._recording is not None:
-            for record in records:
+        self._audit.arrived(topic, info["publication_sequence_number"])
+        for record in self._intake.take(topic, data, self._now_ns(), is_state=topic != EVENT_TOPIC):
+            self._audit.took(record)
+            if self._recording is not None:
                 self._recording.put(record)
 
     def _now_ns(self) -> int | None:
@@ -160,7 +133,7 @@ class RecorderNode(RlcoLifecycleNode):
         subscription = self._receivers[topic]
         with subscription.handle:
             while (taken := subscription.handle.take_message(subscription.msg_type, subscription.raw)) is not None:
-                self._on_message(topic, taken[0])
+                self._on_message(topic, *taken)
 
     def _note_event(self, data: bytes) -> None:
         try:
@@ -171,10 +144,6 @@ class RecorderNode(RlcoLifecycleNode):
         if event.kind == "reset":
             self._reset_event = event
             self._intake.reset(EVENT_TOPIC, data, event.stamp_ns)
-
-    def _msgtype(self, topic: str) -> str:
-        message_type = self._kinds[topic][0]
-        return f"{message_type.__module__.partition('.')[0]}/msg/{message_type.__name__}"
 
     # -- services
 
@@ -194,15 +163,18 @@ class RecorderNode(RlcoLifecycleNode):
         if not self._endpoints:
             raise RecordingError("the recorder is not active; activate it first")
         require_free_space(self._root, self.get_parameter("min_free_mb").value)
-        self._require_matching_publishers()
+        self._topics.require_matching_publishers()
         if self.get_parameter("require_streams").value:
-            missing = self._intake.missing(self._required)
+            missing = self._intake.missing(self._topics.required)
             if missing:
-                raise RecordingError(f"nothing received yet on {', '.join(missing)}; start its driver, or set "
-                                     "require_streams to false to record without it")
+                raise RecordingError(self._topics.explain_missing(missing))
         metadata = self._episode_metadata()
-        self._recording = Recording(self._root, metadata, self._streams(), self._queue_size)
-        for record in self._intake.preroll(self._now_ns()):
+        self._recording = Recording(self._root, metadata, self._topics.streams(), self._queue_size)
+        self._ended = ""
+        now_ns = self._now_ns()
+        self._audit.begin(self._intake.newest_stamp_ns if now_ns is None else now_ns, now_ns is not None, metadata.domain)
+        for record in self._intake.preroll(now_ns):
+            self._audit.took(record, preroll=True)
             self._recording.put(record)
         self._tell("start", metadata)
         return metadata.episode
@@ -210,23 +182,57 @@ class RecorderNode(RlcoLifecycleNode):
     def _finish(self, success: bool) -> str:
         recording = self._take()
         metadata = recording.metadata.judged(success)
-        directory = recording.finish(metadata)
-        if recording.dropped:
-            self.get_logger().warning(f"{directory} lacks messages that the disk was too slow for: {recording.dropped}")
+        directory = self._complete(recording, metadata)
         self._tell("success" if success else "failure", metadata)
         return str(directory)
 
+    def _complete(self, recording: Recording, metadata: EpisodeMetadata, stopped: str = "") -> Path:
+        """Finish the bag, with its audit in it. stopped: why the episode ended before anybody ended it."""
+        audit = self._audit.finish(self._now_ns(), recording.dropped, [stopped] if stopped else [])
+        directory = recording.finish(metadata, {AUDIT_KEY: audit.to_json()} | ({STOPPED_KEY: stopped} if stopped else {}))
+        if recording.dropped:
+            self.get_logger().warning(f"{directory} lacks messages that the disk was too slow for: {recording.dropped}")
+        return directory
+
     def _discard(self) -> str:
         recording = self._take()
+        self._audit.drop()
         recording.discard()
         self._tell("discard", recording.metadata)
         return f"discarded {recording.metadata.episode}"
 
     def _take(self) -> Recording:
         if self._recording is None:
-            raise RecordingError(f"nothing is being recorded; call {topics.RECORDER_START} first")
+            raise RecordingError(self._ended or f"nothing is being recorded; call {topics.RECORDER_START} first")
         recording, self._recording = self._recording, None
         return recording
+
+    # -- while an episode is recorded
+
+    def _watch(self) -> None:
+        """Warnings at once; and the end of the episode when the disk is nearly full."""
+        recording = self._recording
+        changed = self._audit.check(self._now_ns(), {} if recording is None else recording.dropped)
+        if recording is not None:
+            free_mb, least_mb = free_megabytes(self._root), self.get_parameter("stop_free_mb").value
+            if free_mb < least_mb:
+                self._end_early(f"only {free_mb} MB are free in {self._root}, {least_mb} MB are kept (parameter "
+                                "stop_free_mb); free some space or record elsewhere")
+            elif recording.failure:
+                self.get_logger().error(recording.failure, throttle_duration_sec=5.0)
+        if changed:
+            self._publish_diagnostics()
+
+    def _end_early(self, reason: str) -> None:
+        self._take_what_arrived()
+        recording = self._take()
+        try:
+            directory = self._complete(recording, recording.metadata, stopped=reason)
+            self._ended = f"episode ended, and saved without a judgement in {directory}: {reason}"
+        except RecordingError as error:
+            self._ended = str(error)
+        self.get_logger().error(self._ended)
+        self._publish_diagnostics()
 
     # -- what an episode is about
 
@@ -239,30 +245,8 @@ class RecorderNode(RlcoLifecycleNode):
         self._contract.task(about["task"])
         name = f"{about['task']}-{datetime.now(UTC):%Y%m%dT%H%M%S_%f}"
         return EpisodeMetadata(episode=name, operator=self.get_parameter("operator").value,
-                               contract_hash=self._contract.hash, contract=self._contract.to_json(), **about)
-
-    def _streams(self) -> list[Stream]:
-        """What to record, with the QoS that the present publisher offers, else the one this workspace uses."""
-        streams = []
-        for topic, (_, usual) in self._kinds.items():
-            offers = self.get_publishers_info_by_topic(topic)
-            offered = offers[0].qos_profile if offers else usual
-            streams.append(Stream(
-                topic, self._msgtype(topic),
-                "reliable" if offered.reliability == ReliabilityPolicy.RELIABLE else "best_effort",
-                "transient_local" if offered.durability == DurabilityPolicy.TRANSIENT_LOCAL else "volatile",
-                usual.depth))
-        return streams
-
-    def _require_matching_publishers(self) -> None:
-        for topic in self._kinds:
-            if topic == EVENT_TOPIC:
-                continue
-            for info in self.get_publishers_info_by_topic(topic):
-                compatible, reason = qos_check_compatible(info.qos_profile, RECEIVE_QOS)
-                if compatible == QoSCompatibility.ERROR:
-                    raise RecordingError(f"{topic}: the publisher in '{info.node_name}' offers another QoS than the "
-                                         f"recorder needs, nothing would arrive: {reason}; make it reliable")
+                               contract_hash=self._contract.hash, contract=self._contract.to_json(),
+                               variation=event.variation if event else "", **about)
 
     def _tell(self, kind: str, metadata: EpisodeMetadata) -> None:
         self._events.publish(String(data=EpisodeEvent(
@@ -272,13 +256,16 @@ class RecorderNode(RlcoLifecycleNode):
     def _publish_diagnostics(self) -> None:
         recording = self._recording
         if recording is None:
-            self._diagnostics.publish(diagnostics(self, "recorder", DiagnosticStatus.OK, "idle", {}))
-            return
-        level = DiagnosticStatus.ERROR if recording.failure else (
-            DiagnosticStatus.WARN if recording.dropped else DiagnosticStatus.OK)
-        self._diagnostics.publish(diagnostics(self, "recorder", level, recording.failure or "recording", {
-            "episode": recording.metadata.episode, "messages": recording.message_count, "backlog": recording.backlog,
-            **{f"dropped {topic}": count for topic, count in recording.dropped.items()}}))
+            level = DiagnosticStatus.ERROR if self._ended else DiagnosticStatus.OK
+            message = diagnostics(self, "recorder", level, self._ended or "idle", {})
+        else:
+            level = DiagnosticStatus.ERROR if recording.failure else (
+                DiagnosticStatus.WARN if recording.dropped else DiagnosticStatus.OK)
+            message = diagnostics(self, "recorder", level, recording.failure or "recording", {
+                "episode": recording.metadata.episode, "messages": recording.message_count, "backlog": recording.backlog,
+                **{f"dropped {topic}": count for topic, count in recording.dropped.items()}})
+        message.status.append(self._audit.status())
+        self._diagnostics.publish(message)
 
 
 def main(args=None) -> int:
