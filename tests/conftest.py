@@ -1,7 +1,11 @@
 """Fixtures that every test may use."""
 
+import fcntl
 import itertools
 import os
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -12,23 +16,34 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 _counter = itertools.count()
 
 
-def _next_domain() -> int:
+@contextmanager
+def _reserved_domain():
+    """A ROS domain id that no other test run of this machine has reserved: one graph must not hear another."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    return 1 + (os.getpid() * 7 + worker * 31 + next(_counter)) % 99
+    while True:
+        domain = 1 + (os.getpid() * 7 + worker * 31 + next(_counter)) % 99
+        with (Path(tempfile.gettempdir()) / f"rlco_ros_domain_{domain}.lock").open("a") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield domain
+            return
 
 
 @pytest.fixture
 def ros_domain(monkeypatch) -> int:
-    """A ROS domain id (1..99) that no other test of this run uses at the same time; also set in the environment."""
-    domain = _next_domain()
-    monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
-    return domain
+    """A ROS domain id (1..99) that no other test on this machine uses at the same time; also set in the environment."""
+    with _reserved_domain() as domain:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain))
+        yield domain
 
 
 @pytest.fixture(scope="module")
 def module_ros_domain() -> int:
     """The same for a graph that all tests of a module share."""
-    return _next_domain()
+    with _reserved_domain() as domain:
+        yield domain
 
 
 @pytest.fixture(scope="session")
