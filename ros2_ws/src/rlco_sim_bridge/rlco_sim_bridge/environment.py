@@ -6,6 +6,7 @@ The world frame is the robot's base frame. A domain's delay belongs to rlco_sim_
 domain is in the environment.
 """
 
+import gymnasium as gym
 import numpy as np
 import sapien
 import torch
@@ -127,6 +128,8 @@ class TabletopEnv(BaseEnv):
     def reset(self, seed=None, options=None):
         """As ManiSkill's. With options["env_idx"] the other scenes go on, their controllers' targets included, which ManiSkill
         would set to the measured state."""
+        if seed is not None:    # gymnasium's own generator, which ManiSkill leaves unseeded; no episode uses it
+            gym.Env.reset(self, seed=int(np.atleast_1d(seed)[0]))
         if "env_idx" not in (options or {}):
             return super().reset(seed=seed, options=options)
         others = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)

@@ -28,7 +28,7 @@ _XYZW = [1, 2, 3, 0]    # of SAPIEN's quaternions
 
 
 class Twin:
-    """A scene of `task` in `domain`.
+    """A scene of `task` in `domain`; `renders` says whether it has pictures.
 
     render=False needs no Vulkan; observations then have no images. layout: the task's layout (name, path or object; None:
     the task's own). Raises TwinError when there is no renderer, ConfigError for an unknown task, domain or variation.
@@ -46,7 +46,7 @@ class Twin:
         self._tick_steps = round(PHYSICS_RATE_HZ * contract.control_period_s)
         self._env = make_environment(task, render=render, contract=contract, domain=self.domain, layout=self.task.layout,
                                      variation=variation, robot_visuals=robot_visuals)
-        self._renders = render
+        self.renders = render
         self._home = self._env.scene.sub_scenes[0]
         self._physical = [entity for entity in self._home.entities
                           if entity.find_component_by_type(sapien.physx.PhysxBaseComponent) is not None]
@@ -99,6 +99,7 @@ class Twin:
 
     def step(self, action) -> StepResult:
         """One control tick with a physical action [7], clipped to the contract's limits. Renders nothing."""
+        self._require_state()
         action = self.contract.action.clip(action)
         return self.apply_target(self.contract.compose_target(self._target, action), float(action[6]))
 
@@ -215,7 +216,7 @@ class Twin:
         self._env._set_scene_config()    # global in PhysX; another environment may have changed it
         self._physics = sapien.physx.PhysxCpuSystem()
         self._physics.timestep = 1.0 / PHYSICS_RATE_HZ
-        stage = sapien.Scene([self._physics, self._home.render_system] if self._renders else [self._physics])
+        stage = sapien.Scene([self._physics, self._home.render_system] if self.renders else [self._physics])
         for entity in self._physical:
             entity.remove_from_scene()
         for entity in self._physical:
@@ -240,7 +241,7 @@ class Twin:
         if self.variation.camera:
             for name, camera in self._cameras.items():
                 _point(camera, self.camera_view(name))
-        if self.variation.light and self._renders:
+        if self.variation.light and self.renders:
             light = self.variation.lights(self.domain.light, self.seed)
             self._env.scene.set_ambient_light(list(light.ambient))
             for lamp, spec in zip(self._lamps, light.directional, strict=True):
