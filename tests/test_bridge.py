@@ -454,65 +454,66 @@ def said(robot, text):
 class Machine:
     """A clock that stands still but for the work that is done: how a slow machine looks to the pacer."""
 
-    def __init__(self, step_s, image_s):
-        self.now, self._step_s, self._image_s = 0.0, step_s, image_s
-        self.simulated, self.images, self.shown = 0, [], []
+    def __init__(self, simulating_1s_takes_s, image_s):
+        self.now, self._cost, self._image_s = 0.0, simulating_1s_takes_s, image_s
+        self.images, self.states = [], []
+        self.meter = RealTimeMeter(clock=lambda: self.now)
 
     def run(self, rate_hz, image_every, duration_s):
-        pacer = RealTimePacer(rate_hz, image_every, clock=lambda: self.now)
+        """(simulated seconds per second, pictures per second)"""
+        pacer = RealTimePacer(rate_hz, image_every, 100.0, clock=lambda: self.now)
         while self.now < duration_s:
             self.now = (np.floor(self.now * rate_hz + 1e-9) + 1) / rate_hz      # the timer's next time
-            steps, image = pacer.due()
-            self.simulated += steps
-            self.now += steps * self._step_s + image * self._image_s
-            self.shown += [self.now] if steps else []
+            self.now += pacer.steps_due() / 100.0 * self._cost
+            image = pacer.picture_due()
+            self.states.append(self.now)
+            self.now += image * self._image_s
             self.images += [self.now] if image else []
-        return self.simulated / rate_hz / self.now, len(self.images) / self.now
+            self.meter.add(pacer.simulated_s, image)
+        return pacer.simulated_s / self.now, len(self.images) / self.now
 
 
 def test_a_machine_that_renders_slowly_drops_pictures_and_keeps_time():
-    factor, images_per_s = Machine(step_s=0.002, image_s=0.01).run(20.0, 2, 20.0)
-    assert (factor, images_per_s) == (pytest.approx(1.0, abs=0.01), pytest.approx(10.0, rel=0.02))
-    slow = Machine(step_s=0.002, image_s=0.18)
+    fast = Machine(0.04, image_s=0.01)
+    assert fast.run(20.0, 2, 20.0) == (pytest.approx(1.0, abs=0.01), pytest.approx(10.0, rel=0.02))
+    assert fast.meter.complaint(10.0) == ""
+    slow = Machine(0.04, image_s=0.18)
     factor, images_per_s = slow.run(20.0, 2, 20.0)
     assert factor == pytest.approx(1.0, abs=0.02)
     assert 2.5 < images_per_s < 5.0
-    assert np.diff(slow.shown).max() < 0.26, "states are still shown between pictures"
+    assert np.diff(slow.states).max() < 0.26, "states are still shown between pictures"
+    assert "of 10 images/s" in slow.meter.complaint(10.0)
+    slow.meter.restart()
+    assert slow.meter.complaint(10.0) == "", "too early to tell"
 
 
 def test_a_machine_too_slow_for_the_physics_shows_a_picture_every_second_and_admits_it():
-    slow = Machine(step_s=0.1, image_s=0.02)
+    slow = Machine(2.0, image_s=0.02)
     factor, _ = slow.run(20.0, 2, 30.0)
     assert factor == pytest.approx(0.5, abs=0.05)
     assert 1.0 < np.diff(slow.images).max() < 3.0
-    now = [0.0]
-    meter = RealTimeMeter(clock=lambda: now[0])
-    for _ in range(30):
-        now[0] += 0.1
-        meter.add(0.05, image=False)
-    assert "slower than real time (factor 0.50)" in meter.complaint(10.0)
+    assert re.match(r"slower than real time \(factor 0\.[45]", slow.meter.complaint(10.0))
 
 
 def test_what_was_missed_in_a_long_stall_is_given_up():
     now = [0.0]
-    pacer = RealTimePacer(20.0, 2, clock=lambda: now[0])
+    pacer = RealTimePacer(20.0, 2, 100.0, clock=lambda: now[0])
     now[0] = 30.0
-    assert pacer.due() == (10, False)
+    assert pacer.steps_due() == 30
     now[0] += 0.05
-    assert pacer.due() == (1, True)
+    assert pacer.steps_due() == 5
+    assert pacer.simulated_s == pytest.approx(0.35)
 
 
 def test_the_real_time_meter_measures_the_recent_past():
-    now = [0.0]
+    now, simulated = [0.0], 0.0
     meter = RealTimeMeter(window_s=1.0, clock=lambda: now[0])
-    for _ in range(40):
-        now[0] += 0.05
-        meter.add(0.05)
-    assert meter.factor == pytest.approx(1.0)
-    for _ in range(40):
-        now[0] += 0.1
-        meter.add(0.05)
-    assert meter.factor == pytest.approx(0.5)
+    for period_s, factor in ((0.05, 1.0), (0.1, 0.5)):
+        for _ in range(40):
+            now[0] += period_s
+            simulated += 0.05
+            meter.add(simulated)
+        assert meter.factor == pytest.approx(factor)
 
 
 def test_lock_step_clock_is_monotonic_across_episodes():
@@ -520,16 +521,3 @@ def test_lock_step_clock_is_monotonic_across_episodes():
     times = [clock.new_episode(), clock.tick(), clock.tick(), clock.new_episode(), clock.tick()]
     assert np.all(np.diff(times) > 0)
     assert times[1] - times[0] == PERIOD_NS
-
-
-def test_fewer_pictures_than_wanted_are_reported():
-    now = [0.0]
-    meter = RealTimeMeter(clock=lambda: now[0])
-    for step in range(60):
-        now[0] += 0.05
-        meter.add(0.05, image=step % 4 == 0)
-    assert meter.complaint(5.0) == ""
-    assert "of 10 images/s" in meter.complaint(10.0)
-    meter.restart()
-    meter.add(0.0)
-    assert meter.complaint(10.0) == "", "too early to tell"

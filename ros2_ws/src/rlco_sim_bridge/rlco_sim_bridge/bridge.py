@@ -77,8 +77,17 @@ class SimulatedCell:
             self._gripper = gripper
 
     def advance(self, duration_s: float) -> StepResult:
-        """Simulate under the latest command."""
-        self.result = self._require_episode().apply_target(self._target, self._gripper, duration_s)
+        """Simulate under the latest command, which the arm reaches at the end."""
+        self.drive(duration_s)
+        return self.pass_time(duration_s)
+
+    def drive(self, ramp_s: float) -> None:
+        """Hand the latest command to the arm, which gets there linearly in `ramp_s` as time passes."""
+        self._require_episode().command(self._target, self._gripper, ramp_s)
+
+    def pass_time(self, duration_s: float) -> StepResult:
+        """Simulate under what was handed to the arm last."""
+        self.result = self._require_episode().simulate(duration_s)
         return self.result
 
     def observe(self, images: bool) -> Observation:

@@ -1,9 +1,10 @@
 """Time of the bridge node, without ROS: lock-step stamps, real-time pacing, and what was really reached.
 
-In real time the physics comes first. A step that comes late simulates what was missed, so that simulated time follows the
-wall clock; pictures are taken only in steps that come in time, so that a machine which cannot render fast enough shows
-fewer pictures instead of a slower world. Only when the physics alone takes longer than the time that it simulates does
-time itself run slow, and the meter says so.
+In real time the physics comes first: whenever something happens (a command, the time of a state message) what has passed
+since is simulated, so that simulated time follows the wall clock and a command acts when it arrives. Pictures are taken
+only when the states are in time, so that a machine which cannot render fast enough shows fewer pictures instead of a
+slower world. Only when the physics alone takes longer than the time that it simulates does time itself run slow, and the
+meter says so.
 """
 
 import math
@@ -14,11 +15,11 @@ from collections.abc import Callable
 from rlco_common.errors import ConfigError
 
 EPISODE_GAP_S = 1.0         # simulated time between two episodes, and before the first
-MOST_CATCH_UP_S = 0.5       # what was missed beyond this is given up, not simulated later
+MOST_CATCH_UP_S = 0.3       # what was missed beyond this is given up, not simulated
 LONGEST_IMAGE_GAP_S = 1.0   # a picture is taken at least this often, in time or not
 LOWEST_SHARE = 0.95         # of real time and of the wanted rate of pictures; below it the node says so
-_LATE_S = 0.1                # of the simulated time that may be due, but not yet simulated, at the end of the meter's window
-_EARLY_SHARE = 0.1          # of a step: a timer may ring this much before its time
+_LATE_S = 0.1               # simulated time that may be due, but not yet simulated, at the end of the meter's window
+_EARLY_SHARE = 0.1          # of a state period: a timer may ring this much before its time
 
 
 class LockstepClock:
@@ -38,39 +39,48 @@ class LockstepClock:
 
 
 class RealTimePacer:
-    """How many steps are due, and whether the last of them shall show a picture.
+    """How much is to be simulated, and whether the state that is shown then comes with a picture.
 
-    rate_hz: steps per second. image_every: steps between two pictures.
+    state_rate_hz: how often `picture_due` is asked. image_every: states between two pictures.
     """
 
-    def __init__(self, rate_hz: float, image_every: int, clock: Callable[[], float] = time.monotonic):
-        self._rate_hz = rate_hz
+    def __init__(self, state_rate_hz: float, image_every: int, physics_rate_hz: float,
+                 clock: Callable[[], float] = time.monotonic):
+        self._state_rate_hz = state_rate_hz
+        self._physics_rate_hz = physics_rate_hz
         self._image_every = image_every
-        self._most_steps = max(1, round(MOST_CATCH_UP_S * rate_hz))
-        self._longest_image_gap = max(image_every, round(LONGEST_IMAGE_GAP_S * rate_hz))
+        self._longest_image_gap = max(image_every, round(LONGEST_IMAGE_GAP_S * state_rate_hz))
         self._clock = clock
         self.restart()
 
     def restart(self) -> None:
         """Time begins now: after a reset or a pause nothing is to be caught up."""
-        self._origin = self._clock()
-        self._done = 0
-        self._since_image = 0
+        self._begin = self._physics_begin = self._clock()
+        self._steps = self._states = self._since_image = 0
 
-    def due(self) -> tuple[int, bool]:
-        """(steps to simulate now, whether to take a picture after them). The steps count as simulated."""
-        elapsed = (self._clock() - self._origin) * self._rate_hz + _EARLY_SHARE
-        missed = math.floor(elapsed) - self._done
-        steps = min(max(missed, 0), self._most_steps)
-        if missed > steps > 0:
-            self._origin += (missed - steps) / self._rate_hz
-        self._done += steps
-        self._since_image += steps
-        image = steps > 0 and ((self._since_image >= self._image_every and steps == 1)
-                               or self._since_image >= self._longest_image_gap)
-        if image:
+    def steps_due(self) -> int:
+        """Physics steps from the last call until now; they count as simulated. What would be too much is given up."""
+        missed = round((self._clock() - self._physics_begin) * self._physics_rate_hz) - self._steps
+        steps = min(missed, round(MOST_CATCH_UP_S * self._physics_rate_hz))
+        self._physics_begin += (missed - steps) / self._physics_rate_hz
+        self._steps += steps
+        return steps
+
+    @property
+    def simulated_s(self) -> float:
+        """Simulated time since the last restart."""
+        return self._steps / self._physics_rate_hz
+
+    def picture_due(self) -> bool:
+        """Whether to take a picture with the state that is shown now; it then counts as taken."""
+        states = math.floor((self._clock() - self._begin) * self._state_rate_hz + _EARLY_SHARE)
+        in_time = states - self._states <= 1
+        self._since_image += states - self._states
+        self._states = states
+        due = self._since_image >= (self._image_every if in_time else self._longest_image_gap)
+        if due:
             self._since_image = 0
-        return steps, image
+        return due
 
 
 class RealTimeMeter:
@@ -86,10 +96,10 @@ class RealTimeMeter:
         self._marks = deque([(self._clock(), 0.0, 0, 0)])
 
     def add(self, simulated_s: float, image: bool = False) -> None:
-        """One published state, after so much simulated time, with or without a picture."""
+        """One published state, with or without a picture. simulated_s: since the last restart, in all."""
         now = self._clock()
-        _, simulated, states, images = self._marks[-1]
-        self._marks.append((now, simulated + simulated_s, states + 1, images + image))
+        _, _, states, images = self._marks[-1]
+        self._marks.append((now, simulated_s, states + 1, images + image))
         while now - self._marks[1][0] > self._window_s:
             self._marks.popleft()
 

@@ -1,4 +1,4 @@
-"""The bridge node's parameters that choose an episode: wrong values are refused when they are set, with the reason."""
+"""The bridge node's parameters: wrong values are refused, with the reason, when they are set."""
 
 from rcl_interfaces.msg import SetParametersResult
 
@@ -6,6 +6,8 @@ from rlco_common.contract import Contract
 from rlco_common.errors import RlcoError
 from rlco_common.ros import declare
 from rlco_sim_bridge.bridge import EpisodeChoice, check_choice
+from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
+from rlco_sim_bridge.pacing import whole_multiple
 from rlco_sim_bridge.tasks import TASKS
 
 _FIRST = EpisodeChoice("push_cube", "twin", 0)
@@ -33,6 +35,16 @@ def declare_choice(node, contract: Contract) -> None:
         return SetParametersResult(successful=True)
 
     node.add_on_set_parameters_callback(check)
+
+
+def declare_rates(node) -> tuple[float, float, int]:
+    """(states per second, pictures per second, states between two pictures) of real time. Raises ConfigError."""
+    state_rate_hz = declare(node, "state_rate_hz", 20.0, "real time: rate of joint states and tool pose in Hz; "
+                            f"{PHYSICS_RATE_HZ} must be a multiple of it", low=1.0, high=100.0, read_only=True)
+    camera_rate_hz = declare(node, "camera_rate_hz", 10.0, "real time: rate of images in Hz, while somebody subscribes; "
+                             "state_rate_hz must be a multiple of it", low=0.1, high=100.0, read_only=True)
+    whole_multiple(PHYSICS_RATE_HZ, state_rate_hz, "the physics rate", "state_rate_hz")
+    return state_rate_hz, camera_rate_hz, whole_multiple(state_rate_hz, camera_rate_hz, "state_rate_hz", "camera_rate_hz")
 
 
 def chosen(node) -> EpisodeChoice:

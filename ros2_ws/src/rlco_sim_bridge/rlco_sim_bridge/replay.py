@@ -207,7 +207,8 @@ def _compare(recording, twin, simulated, opening, pictures, result):
         rotation_error_rad=np.array([rotation_angle(pose_from_array(a), pose_from_array(b))
                                      for a, b in zip(there, measured.values, strict=True)]),
         opening_error=np.abs(opening.at(recording.opening.stamps_ns) - recording.opening.values)[:, 0],
-        lag=best_lag(simulated, measured), pictures=pictures, result=result, unreached_targets=twin.unreached_targets)
+        lag=best_lag(Track(measured.stamps_ns, there), measured), pictures=pictures, result=result,
+        unreached_targets=twin.unreached_targets)
 
 
 def _on_one_side(poses: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a simulated cell publishes: the topics of a real one, as messages and as a bundle of publishers."""
+"""The topics of a real cell, as a simulated one speaks them: messages and bundles of endpoints."""
 
 import array
 from collections.abc import Callable, Mapping
@@ -11,9 +11,11 @@ from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
+from std_msgs.msg import Float64MultiArray
 
 from rlco_common.contract import CameraSpec, Contract
-from rlco_common.errors import RlcoError
+from rlco_common.errors import DataError, RlcoError
+from rlco_common.messages import pose_from_msg
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
 from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg, stamp_from_ns
@@ -63,6 +65,21 @@ def transform_msg(pose: Pose, parent: str, child: str, stamp_ns: int) -> Transfo
     translation.x, translation.y, translation.z = map(float, pose.position)
     rotation.x, rotation.y, rotation.z, rotation.w = map(float, pose.quaternion)
     return message
+
+
+def target_from_msg(contract: Contract, message: PoseStamped) -> Pose:
+    """The commanded tool pose. Raises DataError when it is in another frame than the robot's base."""
+    if message.header.frame_id != contract.robot.base_frame:
+        raise DataError(f"{contract.topics.target_pose} is in frame '{message.header.frame_id}', not "
+                        f"'{contract.robot.base_frame}'; ignored")
+    return pose_from_msg(message)
+
+
+def opening_from_msg(contract: Contract, message: Float64MultiArray) -> float:
+    """The commanded gripper opening. Raises DataError when the message does not hold exactly one."""
+    if len(message.data) != 1:
+        raise DataError(f"{contract.topics.gripper_command}: expected one opening, got {len(message.data)} numbers; ignored")
+    return message.data[0]
 
 
 def answer(node, response, action: Callable[[], str]):

@@ -23,8 +23,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC
-from rlco_common.errors import RlcoError
-from rlco_common.messages import pose_from_msg
+from rlco_common.errors import DataError, RlcoError
 from rlco_common.ros import (
     COMMAND_QOS,
     EVENT_QOS,
@@ -38,9 +37,9 @@ from rlco_common.ros import (
 )
 from rlco_sim_bridge.bridge import SimulatedCell
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
-from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter, RealTimePacer, whole_multiple
-from rlco_sim_bridge.parameters import chosen, declare_choice
-from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg
+from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter, RealTimePacer
+from rlco_sim_bridge.parameters import chosen, declare_choice, declare_rates
+from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg, opening_from_msg, target_from_msg
 from rlco_sim_bridge.standard_services import StandardServices
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -56,20 +55,15 @@ class BridgeNode(RlcoLifecycleNode):
         self._contract = declare_contract(self)
         self._lockstep = declare(self, "lockstep", False, "advance one control tick per target pose, not in real time",
                                  read_only=True)
-        self._state_rate_hz = declare(self, "state_rate_hz", 20.0, "real time: rate of joint states and tool pose in Hz; "
-                                      f"{PHYSICS_RATE_HZ} must be a multiple of it", low=1.0, high=100.0, read_only=True)
-        self._camera_rate_hz = declare(self, "camera_rate_hz", 10.0, "real time: rate of images in Hz; state_rate_hz must "
-                                       "be a multiple of it", low=0.1, high=100.0, read_only=True)
+        self._state_rate_hz, self._camera_rate_hz, image_every = declare_rates(self)
         declare(self, "jpeg_quality", 90, "quality of /compressed images, which are made while somebody subscribes",
                 low=1, high=100)
         self._tf = declare(self, "publish_tf", "all", "TF of tool and cameras; cameras: where robot_state_publisher gives "
                            "the tool's", choices=TF_CHOICES, read_only=True)
         declare_choice(self, self._contract)
-        image_every = whole_multiple(self._state_rate_hz, self._camera_rate_hz, "state_rate_hz", "camera_rate_hz")
-        whole_multiple(PHYSICS_RATE_HZ, self._state_rate_hz, "the physics rate", "state_rate_hz")
         self._cell = SimulatedCell(self._contract)
         self._sim_clock = LockstepClock(self._contract.control_period_ns)
-        self._pacer = RealTimePacer(self._state_rate_hz, image_every)
+        self._pacer = RealTimePacer(self._state_rate_hz, image_every, PHYSICS_RATE_HZ)
         self._meter = RealTimeMeter()
         self._gripper: float | None = None
         self._deaf_until_ns = 0
@@ -171,7 +165,7 @@ class BridgeNode(RlcoLifecycleNode):
         self.paused, self.stopped = paused, False
         if not paused:
             self._restart_time()
-            self._tick_if_commanded()
+            self._act()
         return self._cell.status_text()
 
     def step(self) -> str:
@@ -183,6 +177,7 @@ class BridgeNode(RlcoLifecycleNode):
                 raise RlcoError(f"the episode is over; {topics.SIM_RESET} starts the next one")
             self._tick()
         elif self.paused:
+            self._commanded = False
             self._cell.advance(self._contract.control_period_s)
             self._show(self._stamp_ns(), images=True)
         else:
@@ -200,33 +195,37 @@ class BridgeNode(RlcoLifecycleNode):
     # -- commands
 
     def _on_gripper(self, message: Float64MultiArray) -> None:
-        if len(message.data) != 1:
-            self.get_logger().error(f"{self._contract.topics.gripper_command}: expected one opening, got "
-                                    f"{len(message.data)} numbers", throttle_duration_sec=5.0)
-            return
-        self._gripper = message.data[0]     # counts with the pose that follows it, which has a stamp
+        try:
+            self._gripper = opening_from_msg(self._contract, message)   # counts with the next pose, which has a stamp
+        except DataError as error:
+            self.get_logger().error(str(error), throttle_duration_sec=5.0)
 
     def _on_target(self, message: PoseStamped) -> None:
-        if message.header.frame_id != self._contract.robot.base_frame:
-            self.get_logger().error(f"{self._contract.topics.target_pose} is in frame '{message.header.frame_id}', not "
-                                    f"'{self._contract.robot.base_frame}'; ignored", throttle_duration_sec=5.0)
+        if not self.live:
             return
+        if not (self._lockstep or self.paused):
+            self._catch_up()        # a command acts from its arrival on, not from the last state on
         stamp_ns = stamp_to_ns(message.header.stamp)
-        outdated = stamp_ns != self._sim_clock.now_ns if self._lockstep else stamp_ns < self._deaf_until_ns
-        if outdated or not self.live:
+        if stamp_ns != self._sim_clock.now_ns if self._lockstep else stamp_ns < self._deaf_until_ns:
             return
         try:
-            self._cell.command(pose_from_msg(message), self._gripper)
-        except ValueError as error:
+            self._cell.command(target_from_msg(self._contract, message), self._gripper)
+        except (DataError, ValueError) as error:
             self.get_logger().error(str(error), throttle_duration_sec=5.0)
             return
         self._commanded = True
-        self._tick_if_commanded()
+        self._act()
 
     # -- time
 
-    def _tick_if_commanded(self) -> None:
-        if self._lockstep and self._commanded and not self.paused and not self._cell.result.done:
+    def _act(self) -> None:
+        """Let the newest command act: in lock step for one tick, in real time from now on. Paused, it waits."""
+        if self.paused or not self._commanded:
+            return
+        if not self._lockstep:
+            self._commanded = False
+            self._cell.drive(1.0 / self._state_rate_hz)
+        elif not self._cell.result.done:
             self._tick()
 
     def _tick(self) -> None:
@@ -237,12 +236,15 @@ class BridgeNode(RlcoLifecycleNode):
     def _step_in_real_time(self) -> None:
         if self.paused:
             return
-        steps, image = self._pacer.due()
-        for _ in range(steps):
-            self._cell.advance(1.0 / self._state_rate_hz)
-        if steps:
-            self._show(self._stamp_ns(), image)
-            self._meter.add(steps / self._state_rate_hz, image)
+        self._catch_up()
+        image = self._pacer.picture_due()
+        self._show(self._stamp_ns(), image)
+        self._meter.add(self._pacer.simulated_s, image)
+
+    def _catch_up(self) -> None:
+        """Real time: simulate what has passed since the last time."""
+        if steps := self._pacer.steps_due():
+            self._cell.pass_time(steps / PHYSICS_RATE_HZ)
 
     def _restart_time(self) -> None:
         self._pacer.restart()
