@@ -258,6 +258,18 @@ def test_a_parameter_waits_for_the_next_reset(lockstep):
     assert lockstep.restart().task == "close_drawer"
 
 
+@pytest.mark.parametrize("task", list(CONTRACT.tasks))
+def test_every_task_is_served_in_both_domains(lockstep, task):
+    shown = {}
+    for domain in ("twin", "standin"):
+        event = lockstep.reset(task=task, domain=domain, seed=SEED)
+        shown[domain] = lockstep.wait_tick(event.stamp_ns)
+        assert (event.task, event.domain) == (task, domain)
+        assert event.instruction
+    np.testing.assert_allclose(shown["twin"][2], shown["standin"][2], atol=1e-6)     # one seed, one start
+    assert not np.array_equal(shown["twin"][0], shown["standin"][0])
+
+
 def test_jpeg_shows_the_same_picture_to_those_who_subscribe(lockstep):
     """Also that somebody who subscribes in mid-episode is shown the present tick, and that quality is a parameter."""
     stamp_ns = lockstep.reset(task="push_cube", domain="twin", seed=SEED).stamp_ns
