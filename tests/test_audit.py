@@ -1,15 +1,28 @@
 """The live audit equals the truth: faults of known size are injected, and figures, warnings and verdict must tell them."""
 
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseStamped
+from sensor_msgs.msg import Image, JointState
 
+from rlco_common import topics
+from rlco_common.contract import load_contract
+from rlco_common.pose import Pose
+from rlco_common.processes import Processes
+from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg
+from rlco_common.ros_client import RosClient
 from rlco_teleop.audit import Audit, AuditLimits, Auditor, content_hash
 from rlco_teleop.audit_report import FINDINGS, EpisodeAudit, Finding, audit_from_json
+from rlco_teleop.bags import read_audit
 from rlco_teleop.recording import Recorded
 from rlco_teleop.stream_meter import StreamSpec
 
+CONTRACT = load_contract()
+FRONT = CONTRACT.cameras["front_camera"]
 S = 10**9
 CAMERA, JOINTS, POSE = "/camera", "/joint_states", "/arm/ee_pose"
 SPECS = [StreamSpec(CAMERA, "camera", 0.2), StreamSpec(JOINTS, "state", 0.2), StreamSpec(POSE, "state", 0.2)]
@@ -61,6 +74,7 @@ def play(streams, *, in_real_time=True, limits=None, learned=True, tool=None, au
         if tool is not None and message.topic == POSE:
             audit._tool._pose = tool(message.stamp_ns)
         audit.observe(message.topic, message.log_ns, message.stamp_ns, message.content, preroll=message.preroll)
+        audit.check_simulated()
         timeline += [(message.log_ns, change) for change in audit.changes()]
     report = audit.finish(START + round(DURATION_S * S) if in_real_time else None)
     return report, [((now - START) / S, c.finding.kind, c.finding.topic, c.raised) for now, c in timeline]
@@ -285,8 +299,6 @@ def test_a_frozen_camera_is_told_with_its_time_and_the_number_of_repeated_images
 
 @pytest.mark.parametrize("moving", [True, False])
 def test_in_simulation_a_still_scene_is_no_frozen_camera(moving):
-    from rlco_common.pose import Pose
-
     def tool(stamp_ns):
         return Pose([0.05 * (stamp_ns - START) / S * moving, 0, 0], [0, 0, 0, 1])
 
@@ -332,6 +344,7 @@ def test_conditions_of_the_graph_are_warnings_and_reasons():
     for stream in zip(*lockstep().values(), strict=True):
         for message in stream:
             audit.observe(message.topic, message.log_ns, message.stamp_ns, message.content)
+        audit.check_simulated()
         audit.report([Finding(POSE, "qos", 1, 0)] if START + S < stream[0].stamp_ns < START + 3 * S else [], {})
     changes = [(c.finding.topic, c.finding.kind, c.raised) for c in audit.changes()]
     assert changes == [(POSE, "qos", True), (POSE, "qos", False)]
@@ -368,3 +381,95 @@ def test_a_period_that_is_learned_in_one_episode_serves_the_next():
         audit.observe(CAMERA, message.log_ns, message.stamp_ns, message.content)
     score = audit.finish(START + 8 * S).stream(CAMERA)
     assert score.expected_rate_hz == pytest.approx(30, rel=1e-3) and score.rate_hz == pytest.approx(15, rel=1e-2)
+
+
+# -- over real topics
+
+class Cell:
+    """The streams of a cell, published in time by their index, so that what is left out or changed is known exactly."""
+
+    def __init__(self, client):
+        names = CONTRACT.topics
+        self.client = client
+        self.camera = FRONT.topic
+        self.publishers = {
+            FRONT.topic: client.publisher(Image, FRONT.topic, CAMERA_QOS),
+            names.joint_states: client.publisher(JointState, names.joint_states, STATE_QOS),
+            names.ee_pose: client.publisher(PoseStamped, names.ee_pose, STATE_QOS),
+        }
+        self.rates_hz = {FRONT.topic: 20.0, names.joint_states: 50.0, names.ee_pose: 50.0}
+        self.start_ns, self.sent = time.time_ns(), dict.fromkeys(self.publishers, 0)
+        self.faults = {topic: [] for topic in self.publishers}      # what to do with the next messages, in order
+        self.skew_ns = dict.fromkeys(self.publishers, 0)
+        self.picture = np.zeros(FRONT.shape, np.uint8)
+        client.node.create_timer(0.005, self.pump)
+
+    def pump(self):
+        for topic, rate_hz in self.rates_hz.items():
+            while (stamp_ns := self.start_ns + round(self.sent[topic] / rate_hz * 1e9)) <= time.time_ns():
+                self.sent[topic] += 1
+                self.send(topic, stamp_ns + self.skew_ns[topic], self.faults[topic].pop(0) if self.faults[topic] else "")
+
+    def send(self, topic, stamp_ns, fault):
+        if fault == "drop":
+            return
+        if fault == "back":
+            stamp_ns -= S // 5
+        if fault == "unstamped":
+            stamp_ns = 0
+        if topic == FRONT.topic:
+            if fault != "freeze":
+                self.picture = np.full(FRONT.shape, self.sent[topic] % 256, np.uint8)
+            message = image_to_msg(self.picture, FRONT.frame, stamp_ns)
+        elif topic == CONTRACT.topics.joint_states:
+            message = joint_state_to_msg(CONTRACT, np.zeros(7), 1.0, stamp_ns)
+        else:
+            message = pose_to_msg(Pose([0.5, 0, 0.2], [1, 0, 0, 0]), CONTRACT.robot.base_frame, stamp_ns)
+        for _ in range(2 if fault == "twice" else 1):
+            self.publishers[topic].publish(message)
+
+    def inject(self, topic, *faults):
+        """Let these happen to the next messages of a topic, and wait until they did."""
+        self.faults[topic] = list(faults)
+        self.client.wait_until(lambda: not self.faults[topic], 10, "the faults")
+
+
+def test_over_real_topics_the_audit_equals_the_truth_and_warns_while_it_records(tmp_path, ros_domain):
+    joints, pose = CONTRACT.topics.joint_states, CONTRACT.topics.ee_pose
+    with Processes(tmp_path / "log", ros_domain) as processes, RosClient("cell", ros_domain, processes.check) as client:
+        processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=tmp_path / "bags", task="push_cube",
+                             instruction="push it", **{"audit.learn_s": 0.5, "audit.expected_rates": f"{FRONT.topic}=20"})
+        diagnostics = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
+        cell = Cell(client)
+
+        def warned(key):
+            return diagnostics.find(lambda message: key in [value.key for value in message.status[-1].values])
+
+        client.wait_active("/recorder")
+        client.wait_until(lambda: client.trigger(topics.RECORDER_START)[0], 15, "the start")
+        client.must_trigger(topics.RECORDER_DISCARD)
+        client.spin_for(1.5)            # the rates are learned
+        client.must_trigger(topics.RECORDER_START)
+        client.spin_for(0.5)
+        cell.inject(FRONT.topic, *["drop"] * 8, "", "twice", "", "twice", "twice")
+        cell.inject(FRONT.topic, *["freeze"] * 16)
+        cell.inject(joints, "back", *[""] * 5, "back", *[""] * 5)
+        cell.inject(pose, *["unstamped"] * 3)
+        for key in (f"frozen {FRONT.topic}", f"backwards {joints}", f"unstamped {pose}"):
+            client.wait_until(lambda key=key: warned(key), 3, f"the warning '{key}'")
+        assert warned(f"silent {FRONT.topic}") or warned(f"gap {FRONT.topic}")
+        faulty = read_audit(client.must_trigger(topics.RECORDER_SUCCESS))
+        cell.skew_ns[joints] = -40 * S // 1000
+        client.spin_for(0.2)
+        client.must_trigger(topics.RECORDER_START)
+        client.wait_until(lambda: warned(f"skew {joints}"), 5, "the warning of the skew")
+        skewed = read_audit(client.must_trigger(topics.RECORDER_SUCCESS))
+    camera = faulty.stream(FRONT.topic)
+    assert (camera.missing, camera.duplicates, camera.repeated, camera.lost, camera.dropped) == (8, 3, 16, 0, 0)
+    assert camera.largest_gap_s == pytest.approx(9 / 20, abs=1e-3) and camera.frozen_s == pytest.approx(16 / 20, abs=1e-3)
+    assert faulty.stream(joints).backwards == 2 and faulty.stream(pose).unstamped == 3
+    assert faulty.stream(joints).missing == 2 and faulty.stream(pose).missing == 0
+    assert faulty.stream(joints).expected_rate_hz == pytest.approx(50, rel=0.01)
+    assert not faulty.go and {w.kind for w in faulty.warnings} >= {"frozen", "backwards", "unstamped"}
+    assert skewed.stream(joints).skew_s == pytest.approx(0.04, abs=0.02) and any(joints in r for r in skewed.reasons)
+    assert skewed.stream(FRONT.topic).backwards == 0

@@ -9,7 +9,7 @@ from rlco_common import topics
 from rlco_common.contract import load_contract
 from rlco_common.pose import Pose
 from rlco_common.seeds import REAL_DEMOS
-from rlco_teleop.bags import Bag, find_episodes, read_episode_metadata
+from rlco_teleop.bags import Bag, find_episodes, read_audit, read_episode_metadata
 from rlco_trainer.sessions import open_session
 
 CONTRACT = load_contract()
@@ -53,6 +53,8 @@ def test_two_lock_step_runs_give_the_same_bags_and_only_the_gate_commands_the_ar
     [second] = record(tmp_path / "second", True, [seed])
     print(f"\ntwo sessions with one episode each: {time.monotonic() - started:.1f} s")
     assert read_episode_metadata(first).seed == read_episode_metadata(second).seed == seed
+    audit = read_audit(first)
+    assert audit == read_audit(second) and audit.go and not audit.warnings, "a warning that is false"
     with Bag(first) as a, Bag(second) as b:
         for topic in DATA_TOPICS:
             assert a.payloads(topic) == b.payloads(topic) != [], topic
@@ -82,6 +84,10 @@ def test_in_real_time_the_arm_rests_between_reset_and_takeover(tmp_path, ros_dom
     episodes = record(tmp_path, False, REAL_DEMOS[:2])
     assert [read_episode_metadata(episode).success for episode in episodes] == [True, True]
     for episode in episodes:
+        audit = read_audit(episode)
+        late = {"rate", "gap", "silent", "loss", "age", "jitter"}       # a busy machine may really make the stand-in late
+        assert {warning.kind for warning in audit.warnings} <= late, audit.warnings
+        assert not any(score.lost or score.dropped for score in audit.streams)
         with Bag(episode) as bag:
             taken_ns = bag.collect(CONTRACT.topics.target_pose)[0].stamp_ns
             before = [pose_of(item).position for item in bag.messages(CONTRACT.topics.ee_pose) if item.stamp_ns <= taken_ns]

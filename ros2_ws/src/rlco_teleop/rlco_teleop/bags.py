@@ -90,6 +90,10 @@ class Bag:
         """The serialised messages of a topic, byte for byte as they were received."""
         return [bytes(raw) for _, _, raw in self._raw(topic)]
 
+    def times(self, topic: str) -> list[tuple[int, int | None]]:
+        """(recorded at, header stamp) of a topic's messages, nanoseconds, without decoding them."""
+        return [(log_ns, header_stamp_ns(msgtype, raw)) for msgtype, log_ns, raw in self._raw(topic)]
+
     def _raw(self, topic):
         connections = [connection for connection in self._reader.connections if connection.topic == topic]
         if not connections:

@@ -1,7 +1,10 @@
 """What the recorder subscribes to, and what the publishers of these topics offer."""
 
+import math
+
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.callback_groups import CallbackGroup
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
@@ -19,7 +22,29 @@ from rlco_teleop.intake import Intake
 from rlco_teleop.stream_meter import StreamSpec
 
 IMAGE_CHOICES = ("raw", "jpeg")
-RECEIVE_QOS = STATE_QOS         # deep on our side, also where the publisher keeps only its newest command
+RECEIVE_DEPTH = 1000            # deep on our side, also where the publisher keeps only its newest command
+RECEIVE_QOS = QoSProfile(depth=RECEIVE_DEPTH, reliability=ReliabilityPolicy.RELIABLE)
+IMAGE_RECEIVE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)       # seconds of images
+
+
+def receive_qos(topic: str, message_type: type) -> QoSProfile:
+    """The QoS that the recorder requests."""
+    if topic == EVENT_TOPIC:
+        return EVENT_QOS
+    return IMAGE_RECEIVE_QOS if message_type in (Image, CompressedImage) else RECEIVE_QOS
+
+
+class Polled(CallbackGroup):
+    """Of subscriptions that no executor serves: their owner takes the messages when it wants to."""
+
+    def can_execute(self, entity) -> bool:
+        return False
+
+    def beginning_execution(self, entity) -> bool:
+        return False
+
+    def ending_execution(self, entity) -> None:
+        raise AssertionError("nothing of this group is ever executed")
 
 
 class RecordedTopics:
@@ -67,7 +92,7 @@ class RecordedTopics:
             raise RecordingError(f"expected_rates names {', '.join(unknown)}; "
                                  f"the periodic streams are {', '.join(spec.topic for spec in specs)}")
         specs = [StreamSpec(spec.topic, spec.kind, spec.max_age_s, rates_hz.get(spec.topic)) for spec in specs]
-        return specs + [StreamSpec(topic, "command", 0.0) for topic in (names.target_pose, topics.TELEOP_TWIST)]
+        return specs + [StreamSpec(topic, "command", math.inf) for topic in (names.target_pose, topics.TELEOP_TWIST)]
 
     def streams(self) -> list[Stream]:
         """What goes into the bag, with the QoS that the present publisher offers, else the one this workspace uses."""

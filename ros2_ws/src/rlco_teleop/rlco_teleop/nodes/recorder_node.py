@@ -18,10 +18,11 @@ from rlco_common.errors import RecordingError, RlcoError
 from rlco_common.ros import EVENT_QOS, STATE_QOS, RlcoLifecycleNode, declare, declare_contract, diagnostics, run_node
 from rlco_teleop.bags import AUDIT_KEY
 from rlco_teleop.episode_writer import repair_all, require_writable
-from rlco_teleop.nodes.recorded_topics import IMAGE_CHOICES, RECEIVE_QOS, RecordedTopics
+from rlco_teleop.nodes.recorded_topics import IMAGE_CHOICES, Polled, RecordedTopics, receive_qos
 from rlco_teleop.nodes.recorder_audit import RecorderAudit
 from rlco_teleop.recording import STOPPED_KEY, Recording, free_megabytes, require_free_space
 
+TAKE_PERIOD_S = 0.02        # the middleware queues meanwhile; a round of the executor per message would cost far more
 CHECK_PERIOD_S = 0.2
 DIAGNOSTICS_PERIOD_S = 1.0
 
@@ -66,7 +67,8 @@ class RecorderNode(RlcoLifecycleNode):
         connected = self.guarded(self._connect)
         if connected != TransitionCallbackReturn.SUCCESS:
             return connected
-        for period_s, step in ((CHECK_PERIOD_S, self._watch), (DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)):
+        for period_s, step in ((TAKE_PERIOD_S, self._take_what_arrived), (CHECK_PERIOD_S, self._watch),
+                               (DIAGNOSTICS_PERIOD_S, self._publish_diagnostics)):
             timer = self.create_timer(period_s, step, clock=Clock(clock_type=ClockType.STEADY_TIME))
             self._endpoints.append((self.destroy_timer, timer))
         return super().on_activate(state)
@@ -75,11 +77,11 @@ class RecorderNode(RlcoLifecycleNode):
         self._topics = RecordedTopics(self, self._contract, self.get_parameter("images").value)
         self._audit.activate(self._topics)
         self._intake = self._topics.intake()
-        events = SubscriptionEventCallbacks(incompatible_qos=lambda event: self._audit.look_again())
+        group, no_events = Polled(), SubscriptionEventCallbacks(use_default_callbacks=False)     # nobody would serve them
         for topic, (message_type, _) in self._topics.kinds.items():
-            qos = EVENT_QOS if topic == EVENT_TOPIC else RECEIVE_QOS
             subscription = self.create_subscription(
-                message_type, topic, partial(self._on_message, topic), qos, raw=True, event_callbacks=events)
+                message_type, topic, partial(self._on_message, topic), receive_qos(topic, message_type), raw=True,
+                callback_group=group, event_callbacks=no_events)
             self._receivers[topic] = subscription
             self._endpoints.append((self.destroy_subscription, subscription))
 
@@ -110,24 +112,28 @@ class RecorderNode(RlcoLifecycleNode):
     def _on_message(self, topic: str, data: bytes, info: dict) -> None:
         if topic == EVENT_TOPIC:
             self._note_event(data)
-        else:   # several events may wait, of which the executor serves one a round: a reset must not come late
+        else:   # a reset must not come late
             self._take_all(EVENT_TOPIC)
         self._audit.arrived(topic, info["publication_sequence_number"])
-        for record in self._intake.take(topic, data, self._now_ns(), is_state=topic != EVENT_TOPIC):
+        for record in self._intake.take(topic, data, self._received_ns(info), is_state=topic != EVENT_TOPIC):
             self._audit.took(record)
             if self._recording is not None:
                 self._recording.put(record)
+
+    def _received_ns(self, info: dict) -> int | None:
+        """When the middleware received a message; None in simulated time."""
+        now_ns = self._now_ns()
+        return now_ns if now_ns is None else info["received_timestamp"] or now_ns
 
     def _now_ns(self) -> int | None:
         return None if self.get_parameter("use_sim_time").value else self.get_clock().now().nanoseconds
 
     def _take_what_arrived(self) -> None:
-        """Handle every message that DDS has delivered by now, so that an episode's boundaries are exact.
-
-        The executor takes one message of a topic a round, and serves calls in between.
-        """
+        """Handle every message that the middleware has delivered by now; called before a service acts, too, so that an
+        episode's boundaries are exact."""
         for topic in self._receivers:
             self._take_all(topic)
+        self._audit.check_simulated()
 
     def _take_all(self, topic: str) -> None:
         subscription = self._receivers[topic]
