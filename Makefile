@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-.PHONY: help setup doctor demo test lint bench-sim clean
+.PHONY: help setup doctor demo test lint bench-sim bench-recorder clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,9 @@ lint: setup ## style, import rules, package manifests
 
 bench-sim: setup ## stock ManiSkill and our twins side by side: control steps per second, memory
 	@$(RUN) $(PYTHON) benchmarks/sim.py
+
+bench-recorder: setup ## recorder node and plain rosbags writer in one run: losses, processor time, memory
+	@$(RUN) $(PYTHON) benchmarks/recorder.py
 
 clean: ## remove build products (keeps runs/ and .venv)
 	rm -rf ros2_ws/build ros2_ws/log .pytest_cache .ruff_cache
