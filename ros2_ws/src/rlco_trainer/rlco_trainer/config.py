@@ -15,7 +15,8 @@ class StageOneConfig:
     """Supervised co-training (paper, III-C, eq. 4).
 
     real, sim: datasets; an empty string leaves that source out. alpha: probability that a trajectory is simulated.
-    held_out: real episodes kept out of training for the held-out loss. policy_config: fields of the policy's config.
+    held_out: real episodes kept out of training for the held-out loss; -1 takes those that the dataset itself holds out.
+    policy_config: fields of the policy's config.
     """
 
     out: Path
@@ -33,7 +34,7 @@ class StageOneConfig:
     final_lr_fraction: float = 0.05
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
-    held_out: int = 3
+    held_out: int = -1
     log_every: int = 25
     monitor_every: int = 100
     save_every: int = 500
@@ -77,7 +78,7 @@ class StageTwoConfig:
     start: checkpoint of Stage I. beta multiplies the loss over the real action dimensions; the reference release
     averages over 32 padded ones, so its 0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step,
     whatever the number of micro-batches. episodes: complete episodes per iteration, spread over `scenes` twins; those run
-    in `workers` processes, or with backend=gpu in one batch on a CUDA device.
+    in `workers` processes, or with backend=gpu in one batch on a CUDA device. held_out: as in Stage I.
     """
 
     out: Path
@@ -101,7 +102,7 @@ class StageTwoConfig:
     max_grad_norm: float = 1.0
     critic_warmup: int = 2
     ppo: PpoConfig = field(default_factory=PpoConfig)
-    held_out: int = 3
+    held_out: int = -1
     measure_episodes: int = 64
     measure_every: int = 10
     min_initial_success: float = 0.05

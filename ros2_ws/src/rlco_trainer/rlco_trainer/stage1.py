@@ -95,9 +95,7 @@ def _start(config: StageOneConfig, contract: Contract):
 def _load_data(config: StageOneConfig, contract: Contract, policy: VLAPolicy):
     real = held_out = sim = None
     if config.real:
-        real = load_demos(Path(config.real), contract, policy.spec.image_size)
-        if config.held_out:
-            real, held_out = real.split(config.held_out)
+        real, held_out = load_demos(Path(config.real), contract, policy.spec.image_size).split(config.held_out)
     if config.sim:
         sim = load_demos(Path(config.sim), contract, policy.spec.image_size)
     return real, held_out, sim

@@ -51,7 +51,7 @@ class StageTwo:
     def _load_real(self) -> None:
         demos = load_demos(Path(self.config.real), self.contract, self.policy.spec.image_size)
         self.lineage["real_dataset"] = {"path": str(demos.root), "content_hash": demos.content_hash}
-        self.real, self.held_out = demos.split(self.config.held_out) if self.config.held_out else (demos, None)
+        self.real, self.held_out = demos.split(self.config.held_out)
 
     def _restore(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])

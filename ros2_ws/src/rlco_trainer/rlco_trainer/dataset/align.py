@@ -6,7 +6,8 @@ before t + period, and the gripper command then. Measured states never become ac
 """
 
 from bisect import bisect_left
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from rlco_common.episode import EpisodeMetadata
 from rlco_common.errors import DataError
 from rlco_common.observation import encode_proprioception
 from rlco_common.pose import Pose
-from rlco_trainer.dataset.episode import AlignedEpisode
+from rlco_trainer.dataset.episode import AlignedEpisode, LazyImages
 
 
 @dataclass(frozen=True)
@@ -42,15 +43,29 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class StreamQuality:
+    """What the order of recording shows and sorted samples hide. unstamped: messages whose header stamp is zero; backwards:
+    stamps older than the one before. repeated: of a camera, for every image whether it equals the one before."""
+
+    count: int
+    unstamped: int
+    backwards: int
+    largest_gap_s: float
+    rate_hz: float
+    repeated: Samples | None = None
+
+
+@dataclass(frozen=True)
 class RecordedStreams:
-    """What alignment needs of an episode. images: per camera, decoded RGB (or a function that decodes when called).
-    joint_states: (names, positions). ee_pose, targets: Pose. gripper: commanded opening."""
+    """What alignment needs of an episode. images: per camera, functions that give decoded RGB when called.
+    joint_states: (names, positions). ee_pose, targets: Pose. gripper: commanded opening. quality: by topic, for the audit."""
 
     images: dict[str, Samples]
     joint_states: Samples
     ee_pose: Samples
     targets: Samples
     gripper: Samples
+    quality: Mapping[str, StreamQuality] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,11 +76,11 @@ class Alignment:
     refused: list[tuple[int, str]]
 
 
-def align(contract: Contract, streams: RecordedStreams, metadata: EpisodeMetadata) -> Alignment:
+def align(contract: Contract, streams: RecordedStreams, metadata: EpisodeMetadata, *, decode: bool = True) -> Alignment:
     """Align one episode. The grid starts at the first image at which every stream has begun.
 
     Ticks on which a stream is missing or older than its max age are refused, never filled. Raises DataError when a whole
-    stream is absent or no tick is left.
+    stream is absent or no tick is left. decode: False leaves the images to be decoded one by one (LazyImages).
     """
     _require_streams(contract, streams)
     feed = _Feed(contract, streams)
@@ -83,8 +98,9 @@ def align(contract: Contract, streams: RecordedStreams, metadata: EpisodeMetadat
     if not observations:
         reason = refused[0][1] if refused else "it is shorter than one control period"
         raise DataError(f"{metadata.episode}: no usable tick; {reason}")
+    images = {name: LazyImages([observation.images[name] for observation in observations]) for name in contract.cameras}
     episode = AlignedEpisode(
-        images={name: np.stack([observation.images[name]() for observation in observations]) for name in contract.cameras},
+        images={name: np.stack(list(loaders)) for name, loaders in images.items()} if decode else images,
         proprioception=np.stack([encode_proprioception(contract, observation) for observation in observations]),
         actions=np.stack(actions).astype(np.float32), stamps_ns=np.array(stamps, np.int64), ages_s=np.stack(ages),
         metadata=metadata,

@@ -1,6 +1,8 @@
 """One episode on the control tick, the form shared by bags, twins and datasets."""
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -15,16 +17,35 @@ IDLE_GRIPPER = 0.02
 GRIPPER_SETTLE_TICKS = 3    # fingers need this long after a command; standing still meanwhile is part of a grasp
 
 
+class LazyImages(Sequence):
+    """T images that decode when asked for, so that an episode need not fit into memory. A mask [T] selects, as on an array."""
+
+    def __init__(self, loaders: Sequence[Callable[[], np.ndarray]]):
+        self._loaders = loaders
+
+    def __len__(self) -> int:
+        return len(self._loaders)
+
+    def __getitem__(self, index):
+        """uint8 [height, width, 3] for an integer, LazyImages for a boolean mask."""
+        if np.ndim(index) == 1:
+            return LazyImages(list(compress(self._loaders, index)))
+        return self._loaders[index]()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (load() for load in self._loaders)
+
+
 @dataclass(frozen=True)
 class AlignedEpisode:
     """T control ticks of one episode.
 
-    images: camera -> uint8 [T, height, width, 3] RGB at the camera's own size. proprioception: float32 [T, S].
-    actions: float32 [T, 7], physical units, from commanded targets. stamps_ns: int64 [T], stamp of the tick.
+    images: camera -> uint8 [T, height, width, 3] RGB at the camera's own size, or LazyImages. proprioception: float32
+    [T, S]. actions: float32 [T, 7], physical units, from commanded targets. stamps_ns: int64 [T], stamp of the tick.
     ages_s: float32 [T, cameras + 1], how much older than the tick each image (contract order) and the state are.
     """
 
-    images: dict[str, np.ndarray]
+    images: dict[str, np.ndarray | LazyImages]
     proprioception: np.ndarray
     actions: np.ndarray
     stamps_ns: np.ndarray

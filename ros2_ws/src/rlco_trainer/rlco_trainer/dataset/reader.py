@@ -11,6 +11,9 @@ from rlco_common.contract import Contract, contract_from_json, require_same_cont
 from rlco_common.errors import DataError
 from rlco_common.observation import encode_image
 from rlco_trainer.dataset.schema import ACTION_KEY, SIDECAR, STATE_KEY, image_key, lerobot_dataset_class
+from rlco_trainer.dataset.splits import HELD_OUT, SplitRule
+
+OWN_SPLIT = -1
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,10 @@ class DemoBatch:
 
 @dataclass(frozen=True)
 class DemoSet:
-    """Demonstrations in memory; images already at the policy's size. Episode e is the frames starts[e]:ends[e]."""
+    """Demonstrations in memory; images already at the policy's size. Episode e is the frames starts[e]:ends[e].
+
+    held_out: the dataset's own split, bool per episode. order: numbers by which more would be held out, lowest first.
+    """
 
     root: Path
     content_hash: str
@@ -37,6 +43,8 @@ class DemoSet:
     instructions: list[str]
     starts: np.ndarray
     ends: np.ndarray
+    held_out: np.ndarray
+    order: np.ndarray
 
     @property
     def episodes(self) -> int:
@@ -50,15 +58,24 @@ class DemoSet:
         """The set restricted to the episodes with these indices; frames are shared, not copied."""
         return DemoSet(
             self.root, self.content_hash, self.images, self.proprioception, self.actions,
-            [self.instructions[e] for e in episodes], self.starts[episodes], self.ends[episodes],
+            [self.instructions[e] for e in episodes], self.starts[episodes], self.ends[episodes], self.held_out[episodes],
+            self.order[episodes],
         )
 
-    def split(self, held_out: int) -> tuple["DemoSet", "DemoSet"]:
-        """(training set, held-out set of `held_out` episodes), by episode: the last ones are held out."""
-        if not 0 < held_out < self.episodes:
-            raise DataError(f"{self.root}: cannot hold out {held_out} of {self.episodes} episodes")
-        order = np.arange(self.episodes)
-        return self.subset(order[:-held_out]), self.subset(order[-held_out:])
+    def split(self, held_out: int = OWN_SPLIT) -> tuple["DemoSet", "DemoSet | None"]:
+        """(training set, held-out set or None), by episode.
+
+        held_out: OWN_SPLIT takes the split that the dataset records, 0 holds nothing out, and another number that many
+        episodes, of which the dataset's own come first. Raises DataError when nothing would be left to train on.
+        """
+        chosen = self.held_out
+        if held_out >= 0:
+            if held_out >= self.episodes:
+                raise DataError(f"{self.root}: cannot hold out {held_out} of {self.episodes} episodes")
+            chosen = np.zeros(self.episodes, bool)
+            chosen[np.lexsort((self.order, ~self.held_out))[:held_out]] = True
+        indices = np.arange(self.episodes)
+        return self.subset(indices[~chosen]), self.subset(indices[chosen]) if chosen.any() else None
 
     def sample(self, size: int, horizon: int, rng: np.random.Generator) -> DemoBatch:
         """`size` samples: a trajectory drawn uniformly, then a time step drawn uniformly in it (paper, eq. 2)."""
@@ -143,7 +160,13 @@ def load_demos(root: Path, contract: Contract, image_size: int) -> DemoSet:
         root, sidecar["content_hash"], images,
         np.asarray(table[STATE_KEY], np.float32), np.asarray(table[ACTION_KEY], np.float32),
         [episode["instruction"] for episode in sidecar["episodes"]], starts, np.append(starts[1:], len(episode_index)),
+        np.array([episode.get("split") == HELD_OUT for episode in sidecar["episodes"]]), _holding_out_order(sidecar),
     )
+
+
+def _holding_out_order(sidecar: dict) -> np.ndarray:
+    rule = SplitRule(**sidecar.get("split", {}))
+    return np.array([rule.score(episode.get("bag", episode["episode"])) for episode in sidecar["episodes"]])
 
 
 def load_proprioception(root: Path) -> np.ndarray:

@@ -32,9 +32,10 @@ def features(contract: Contract) -> dict:
     return table
 
 
-def lerobot_dataset_class():
-    """LeRobotDataset, imported for local folders: no hub, no progress bars, no notice about unused video decoders."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+def lerobot_dataset_class(online: bool = False):
+    """LeRobotDataset, imported for local folders: no hub unless `online`, no progress bars, no notice about decoders."""
+    if not online:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
 
     logging.getLogger("lerobot.utils.import_utils").setLevel(logging.ERROR)

@@ -11,9 +11,10 @@ from rlco_common.seeds import SIM_DEMOS
 from rlco_sim_bridge.demos import DemoGenerator
 from rlco_sim_bridge.pool import Rollout
 from rlco_sim_bridge.variation import NOMINAL, Variation
-from rlco_trainer.dataset.episode import AlignedEpisode, episode_from_steps, idle_ticks
+from rlco_trainer.dataset.episode import episode_from_steps, idle_ticks
+from rlco_trainer.dataset.packed import PackedEpisode, pack
 from rlco_trainer.dataset.spool import EpisodeSpool
-from rlco_trainer.dataset.writer import write_dataset
+from rlco_trainer.dataset.writer import require_absent, write_dataset
 
 
 def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: str, count: int, noise: float, workers: int,
@@ -26,14 +27,14 @@ def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: s
     if variation.objects != "seen":
         raise ConfigError("demonstrations never show the held-out objects; leave out objects=unseen")
     out = Path(out)
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; choose another --out or give --overwrite")
+    require_absent(out, overwrite)
     recipe = {"kind": "simulated", "task": task, "domain": str(domain), "expert": "scripted", "noise": noise,
               "variation": variation.text(), "first_seed": SIM_DEMOS.start, "contract_hash": contract.hash}
     spool = EpisodeSpool(out.with_name(f".{out.name}.demos"), recipe, contract.to_json())
     _generate(contract, spool, task, domain, count, noise, workers, variation, quiet)
-    kept = spool.seeds()[:count]
-    episodes = tqdm(spool.episodes(kept), total=len(kept), desc=f"write {out.name}", disable=quiet, dynamic_ncols=True)
+    kept = _seeds(spool)[:count]
+    episodes = tqdm(spool.episodes(map(str, kept)), total=len(kept), desc=f"write {out.name}", disable=quiet,
+                    dynamic_ncols=True)
     frames = write_dataset(out, contract, episodes, overwrite=overwrite,
                            lineage=recipe | {"rejected": kept[-1] - SIM_DEMOS.start + 1 - len(kept)})
     spool.remove()
@@ -42,7 +43,7 @@ def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: s
 
 def _generate(contract, spool, task, domain, count, noise, workers, variation, quiet) -> None:
     """Fill the spool up to `count` episodes. Seeds are taken in order, so what it holds is always a beginning."""
-    held = spool.seeds()
+    held = _seeds(spool)
     if len(held) >= count:
         return
     seeds = range(held[-1] + 1 if held else SIM_DEMOS.start, SIM_DEMOS.stop)
@@ -50,15 +51,19 @@ def _generate(contract, spool, task, domain, count, noise, workers, variation, q
                               variation=variation)
     with tqdm(total=count, initial=len(held), desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
         for demo in generator:
-            spool.put(_episode(contract, demo, task, domain, variation))
+            spool.put(str(demo.seed), _episode(contract, demo, task, domain, variation))
             bar.set_postfix(rejected=generator.rejected)
             bar.update()
 
 
-def _episode(contract: Contract, demo: Rollout, task: str, domain: str, variation: Variation) -> AlignedEpisode:
+def _seeds(spool: EpisodeSpool) -> list[int]:
+    return sorted(map(int, spool.keys()))
+
+
+def _episode(contract: Contract, demo: Rollout, task: str, domain: str, variation: Variation) -> PackedEpisode:
     metadata = EpisodeMetadata(
         episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
         operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True,
         variation=variation.text())
     episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
-    return episode.select(~idle_ticks(episode.actions))
+    return pack(episode.select(~idle_ticks(episode.actions)), {"kind": "simulated"})
