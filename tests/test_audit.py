@@ -1,12 +1,14 @@
 """The live audit equals the truth: faults of known size are injected, and figures, warnings and verdict must tell them."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from rclpy.serialization import serialize_message
 from sensor_msgs.msg import Image, JointState
 
 from rlco_common import topics
@@ -72,8 +74,10 @@ def play(streams, *, in_real_time=True, limits=None, learned=True, tool=None, au
             audit.check(checked_ns)
             timeline += [(checked_ns, change) for change in audit.changes()]
         if tool is not None and message.topic == POSE:
-            audit._tool._pose = tool(message.stamp_ns)
-        audit.observe(message.topic, message.log_ns, message.stamp_ns, message.content, preroll=message.preroll)
+            data = serialize_message(pose_to_msg(tool(message.stamp_ns), "base", message.stamp_ns))
+            audit.take(Recorded(POSE, message.log_ns, message.stamp_ns, data, message.stamp_ns))
+        else:
+            audit.observe(message.topic, message.log_ns, message.stamp_ns, message.content, preroll=message.preroll)
         audit.check_simulated()
         timeline += [(message.log_ns, change) for change in audit.changes()]
     report = audit.finish(START + round(DURATION_S * S) if in_real_time else None)
@@ -130,6 +134,12 @@ def test_every_kind_of_finding_has_a_text_with_topic_figure_and_limit():
     for kind in FINDINGS:
         finding = Finding("/topic", kind, 3.0, 1.0)
         assert finding.text.startswith("/topic: ") and "3" in finding.text.replace("300", "3") and finding.advice
+
+
+def test_the_recording_guide_explains_every_warning_and_names_every_limit():
+    guide = (Path(__file__).resolve().parent.parent / "docs" / "recording.md").read_text(encoding="utf-8")
+    limits = {field.name for field in fields(AuditLimits)} - {"frozen_needs_motion", "window_s"}
+    assert not [name for name in (*FINDINGS, *limits) if f"`{name}`" not in guide]
 
 
 # -- one fault of a known size
@@ -370,6 +380,18 @@ def test_the_hash_of_an_image_ignores_its_stamp_and_sees_a_small_change():
     image = np.frombuffer(data, np.uint8)[12:].copy()
     image[400_000:402_000] ^= 255       # about one row
     assert content_hash(bytes(data[:12]) + image.tobytes()) != first
+
+
+@pytest.mark.parametrize("rest_s", [0.0, 2.0, 6.0])
+def test_the_idle_share_is_the_time_in_which_the_tool_rests(rest_s):
+    audit = Auditor(SPECS, POSE).begin(AuditLimits(), in_real_time=True, start_ns=START)
+    for stamp_ns in range(START, START + 8 * S, S // 100):
+        moved_s = max(0.0, (stamp_ns - START) / S - rest_s)
+        tremble_m = 0.0005 * (stamp_ns // (S // 100) % 2)
+        pose = Pose([0.05 * moved_s + tremble_m, 0, 0], [0, 0, 0, 1])
+        data = serialize_message(pose_to_msg(pose, "base", stamp_ns))
+        audit.take(Recorded(POSE, stamp_ns, stamp_ns, data, stamp_ns))
+    assert audit.finish(START + 8 * S).idle_share == pytest.approx(rest_s / 8, abs=0.02)
 
 
 def test_a_period_that_is_learned_in_one_episode_serves_the_next():

@@ -506,6 +506,27 @@ def test_before_the_disk_is_full_the_episode_is_ended_saved_and_the_reason_told(
     table.start()
 
 
+def test_a_disk_that_goes_away_ends_the_episode_with_the_reason_and_its_part_is_repaired(table):
+    table.reset(2)
+    table.tick(1)
+    name = table.start()
+    table.tick(2)
+    table.client.spin_for(0.6)      # what came is written
+    aside = table.root.with_name("aside")
+    table.root.rename(aside)
+    try:
+        table.client.wait_until(lambda: table.diagnostics.find(lambda m: name in m.status[0].message), 5, "the complaint")
+        ok, reason = table.client.trigger(topics.RECORDER_SUCCESS)
+        assert not ok and "No such file" in reason
+    finally:
+        aside.rename(table.root)
+    table.start()
+    table.client.must_trigger(topics.RECORDER_DISCARD)
+    [repair] = repair_all(table.root)
+    with Bag(repair.directory) as bag:
+        assert seconds(bag, CONTRACT.topics.ee_pose) == [1, 2]
+
+
 def test_jpeg_images_are_recorded_by_choice_and_the_other_form_is_named(table):
     client = table.client
 

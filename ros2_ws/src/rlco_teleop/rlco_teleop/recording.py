@@ -142,6 +142,18 @@ def free_megabytes(root: Path) -> int:
     return shutil.disk_usage(root).free // 1_000_000
 
 
+def disk_problem(root: Path, least_mb: int) -> str | None:
+    """Why a running episode has to end before the disk of `root` is full, or because it is gone; None while all is well."""
+    try:
+        free_mb = free_megabytes(root)
+    except OSError as error:
+        return f"the disk cannot be reached any more: {error}"
+    if free_mb >= least_mb:
+        return None
+    return (f"only {free_mb} MB are free in {root}, {least_mb} MB are kept (parameter stop_free_mb); "
+            "free some space or record elsewhere")
+
+
 def require_free_space(root: Path, minimum_mb: int) -> None:
     """Raise RecordingError unless the disk of `root` has that many megabytes free."""
     free_mb = free_megabytes(root)

@@ -20,7 +20,7 @@ from rlco_teleop.bags import AUDIT_KEY
 from rlco_teleop.episode_writer import repair_all, require_writable
 from rlco_teleop.nodes.recorded_topics import IMAGE_CHOICES, Polled, RecordedTopics, receive_qos
 from rlco_teleop.nodes.recorder_audit import RecorderAudit
-from rlco_teleop.recording import STOPPED_KEY, Recording, free_megabytes, require_free_space
+from rlco_teleop.recording import STOPPED_KEY, Recording, disk_problem, require_free_space
 
 TAKE_PERIOD_S = 0.02        # the middleware queues meanwhile; a round of the executor per message would cost far more
 CHECK_PERIOD_S = 0.2
@@ -86,16 +86,18 @@ class RecorderNode(RlcoLifecycleNode):
             self._endpoints.append((self.destroy_subscription, subscription))
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.close()
         for destroy, endpoint in self._endpoints:
             destroy(endpoint)
         self._endpoints.clear()
         self._receivers.clear()
-        self.close()
         return super().on_deactivate(state)
 
     def close(self) -> None:
         """Complete an open episode, without a judgement; called at deactivation and at the end of the process."""
         if self._recording is not None:
+            if self.context.ok():
+                self._take_what_arrived()
             recording = self._take()
             try:
                 self.get_logger().warning(f"closed without a judgement: {self._complete(recording, recording.metadata)}")
@@ -220,10 +222,9 @@ class RecorderNode(RlcoLifecycleNode):
         recording = self._recording
         changed = self._audit.check(self._now_ns(), {} if recording is None else recording.dropped)
         if recording is not None:
-            free_mb, least_mb = free_megabytes(self._root), self.get_parameter("stop_free_mb").value
-            if free_mb < least_mb:
-                self._end_early(f"only {free_mb} MB are free in {self._root}, {least_mb} MB are kept (parameter "
-                                "stop_free_mb); free some space or record elsewhere")
+            problem = disk_problem(self._root, self.get_parameter("stop_free_mb").value)
+            if problem is not None:
+                self._end_early(problem)
             elif recording.failure:
                 self.get_logger().error(recording.failure, throttle_duration_sec=5.0)
         if changed:
