@@ -173,7 +173,8 @@ def measure(name: str, form: str, plain: bool, directory: Path, contract_file: P
             recorder = processes.start("recorder", [*command, "--record", str(bag)])
         else:
             recorder = processes.start_node("rlco_teleop.nodes.recorder_node", output_directory=str(directory / "bags"),
-                                            contract=str(contract_file), images=form, task="push_cube", instruction="bench")
+                                            contract=str(contract_file), images=form, task="push_cube", instruction="bench",
+                                            **{"audit.max_gap_s": 1.0})     # publishers in Python, on a busy machine
         streams = ["arm", *(f"{camera}:{form}" for camera in CAMERAS)]
         for stream in streams:
             sent_file = directory / f"{stream}.sent"
