@@ -9,7 +9,8 @@ measured, ManiSkill's own "minimal" shader, a picture at each step, and the CPU 
 gymnasium's AsyncVectorEnv over CPUGymWrapper. Ours: a TwinPool that renders the contract's camera once per chunk of 4 actions
 and encodes it to that size; also shown with a picture after every action. PickCube-v1 is ManiSkill's own task as it comes
 (5 physics steps per control step; ours and stock take 20). Every side has two processes, the same random small actions, and one
-thread per process; repetitions take turns, and a ratio compares neighbours in time.
+thread per process; repetitions take turns, and a ratio compares neighbours in time. The ratio by processor time holds on a
+machine that is busy with other things, too.
 """
 
 import os
@@ -49,14 +50,14 @@ class Stock:
         self.pids = [process.pid for process in self._env.processes]
         self._space = self._env.action_space
 
-    def run(self, seconds: float, rng) -> float:
-        """Control steps per second, over at least `seconds`."""
+    def run(self, seconds: float, rng) -> int:
+        """Control steps in at least `seconds`."""
         steps, start = 0, time.perf_counter()
-        while (passed := time.perf_counter() - start) < seconds or not steps:
+        while time.perf_counter() - start < seconds or not steps:
             middle, half = (self._space.high + self._space.low) / 2, (self._space.high - self._space.low) / 2
             self._env.step((middle + ACTION_SHARE * half * rng.uniform(-1, 1, middle.shape)).astype(np.float32))
             steps += PROCESSES
-        return steps / passed
+        return steps
 
     def close(self):
         self._env.close()
@@ -71,11 +72,11 @@ class Ours:
         self.pool.reset(range(SCENES))
         self.pids = self.pool.worker_pids
 
-    def run(self, seconds: float, rng) -> float:
+    def run(self, seconds: float, rng) -> int:
         steps, start = 0, time.perf_counter()
-        while (passed := time.perf_counter() - start) < seconds or not steps:
+        while time.perf_counter() - start < seconds or not steps:
             steps += int(self._step(rng).executed.sum())
-        return steps / passed
+        return steps
 
     def _step(self, rng):
         middle, half = (self._action.high + self._action.low) / 2, (self._action.high - self._action.low) / 2
@@ -119,14 +120,26 @@ def memory_mib(pid: int) -> tuple[float, float]:
     return fields["Rss"], fields["Pss"]
 
 
-def in_turns(sides: dict, repetitions: int, seconds: float) -> dict[str, list[float]]:
-    """Steps per second of every side, the sides taking turns."""
-    rng, speeds = np.random.default_rng(0), {name: [] for name in sides}
+def cpu_seconds(pids) -> float:
+    """Processor time that the processes and this one have used."""
+    used = sum(os.times()[:2])
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return used
+
+
+def in_turns(sides: dict, repetitions: int, seconds: float) -> dict[str, dict[str, list[float]]]:
+    """side -> {"per_s": control steps per second, "per_cpu_s": per second of processor time}, the sides taking turns."""
+    rng, speeds = np.random.default_rng(0), {name: {"per_s": [], "per_cpu_s": []} for name in sides}
     for side in sides.values():
         side.run(0.2 * seconds, rng)
     for _ in range(repetitions):
         for name, side in sides.items():
-            speeds[name].append(side.run(seconds, rng))
+            start, used = time.perf_counter(), cpu_seconds(side.pids)
+            steps = side.run(seconds, rng)
+            speeds[name]["per_s"].append(steps / (time.perf_counter() - start))
+            speeds[name]["per_cpu_s"].append(steps / (cpu_seconds(side.pids) - used))
     return speeds
 
 
@@ -135,49 +148,42 @@ def spread(values) -> str:
 
 
 HEADER = """
-                  |     stock, steps/s    |     ours, steps/s       |  ours over stock     | ours,   | stock, MiB  | ours, MiB
-                  |                       |  a picture per chunk    |                      | a pic-  |             |
-task           px |   min / median / max  |   min / median / max    |  min / median / max  | ture per|  RSS   PSS  |  RSS   PSS
-                  |                       |                         |                      | step    |             |"""
+                  |    stock, steps/s    |    ours, steps/s      | ours over stock,   | by pro- | ours, a | PSS, MiB
+                  |                      |  a picture a chunk    | by time            | cessor  | picture | a process
+task           px |   min / median / max |   min / median / max  |  min / med. / max  | time    | a step  | stock ours
+------------------|----------------------|-----------------------|--------------------|---------|---------|-----------"""
 
 
-def print_row(task, size, stock, memory, ours="", ratios="", every="", our_memory=""):
-    print(f"{task:13s} {size:4d}| {stock:>21s} | {ours:>23s} | {ratios:>20s} | {every:>7s} | {memory} | {our_memory}",
-          flush=True)
+def print_row(label, size, speeds, memory):
+    by_cpu, every = statistics.median(ratios(speeds, "per_cpu_s")), statistics.median(speeds["every"]["per_s"])
+    used = [max(pss for _, pss in memory[side]) for side in ("stock", "ours")]
+    print(f"{label:13s} {size:4d}| {spread(speeds['stock']['per_s']):>20s} | {spread(speeds['ours']['per_s']):>21s} | "
+          f"{spread(ratios(speeds, 'per_s')):>18s} | {by_cpu:7.1f} | {every:7.1f} | {used[0]:5.0f} {used[1]:5.0f}", flush=True)
 
 
-def _memory(processes) -> str:
-    rss, pss = np.max(processes, axis=0)
-    return f"{rss:5.0f} {pss:5.0f}"
+def ratios(speeds: dict, unit: str) -> list[float]:
+    """Ours over stock, repetition by repetition."""
+    return [ours / stock for ours, stock in zip(speeds["ours"][unit], speeds["stock"][unit], strict=True)]
 
 
-def compare(contract, task: str, size: int, repetitions: int, seconds: float) -> dict:
+def stock_name(task: str) -> str:
+    """Under which our environment of a task is registered."""
+    return "Rlco" + "".join(part.title() for part in task.split("_")) + "-v1"
+
+
+def compare(contract, task: str, size: int, stock: MakeStock, label: str, options) -> dict:
     """One row of the table, printed at once."""
     with ExitStack() as stack:
         def closing(side):
             stack.callback(side.close)
             return side
 
-        name = "Rlco" + "".join(part.title() for part in task.split("_")) + "-v1"
         ours = closing(Ours(contract, task, size))
-        sides = {"stock": closing(Stock(MakeStock(name, size, robot_visuals="full"))), "ours": ours,
-                 "every": Ours(contract, task, size, chunk=1, pool=ours.pool)}
-        speeds = in_turns(sides, repetitions, seconds)
+        sides = {"stock": closing(Stock(stock)), "ours": ours, "every": Ours(contract, task, size, chunk=1, pool=ours.pool)}
+        speeds = in_turns(sides, options.repetitions, options.seconds)
         memory = {name: [memory_mib(pid) for pid in sides[name].pids] for name in ("stock", "ours")}
-    ratios = [ours / stock for ours, stock in zip(speeds["ours"], speeds["stock"], strict=True)]
-    print_row(task, size, spread(speeds["stock"]), _memory(memory["stock"]), spread(speeds["ours"]), spread(ratios),
-              f"{statistics.median(speeds['every']):.1f}", _memory(memory["ours"]))
-    return {"task": task, "size": size, "speeds": speeds, "ratios": ratios, "memory_mib": memory}
-
-
-def reference(size: int, repetitions: int, seconds: float) -> dict:
-    """ManiSkill's own PickCube-v1."""
-    side = Stock(MakeStock("PickCube-v1", size))
-    speeds = in_turns({"stock": side}, repetitions, seconds)["stock"]
-    memory = [memory_mib(pid) for pid in side.pids]
-    side.close()
-    print_row("PickCube-v1", size, spread(speeds), _memory(memory))
-    return {"task": "PickCube-v1", "size": size, "speeds": {"stock": speeds}, "memory_mib": {"stock": memory}}
+    print_row(label, size, speeds, memory)
+    return {"label": label, "size": size, "speeds": speeds, "memory_mib": memory}
 
 
 def further_scene_mib(task: str, scenes: int = 12) -> float:
@@ -217,16 +223,19 @@ def soak(contract, tasks: list[str], minutes: float) -> dict:
 
 def side_by_side(contract, options) -> dict:
     """The table."""
-    sizes, tasks, repetitions, seconds = options.sizes, options.tasks, options.repetitions, options.seconds
-    print(f"{os.cpu_count()} cores, {PROCESSES} processes a side, {repetitions} repetitions of {seconds:g} s in turns{HEADER}",
-          flush=True)
-    rows = [compare(contract, task, size, repetitions, seconds) for size in sizes for task in tasks]
-    figures = {"rows": rows, "smallest_median_ratio": min(statistics.median(row["ratios"]) for row in rows)}
-    print(f"\nsmallest median ratio: {figures['smallest_median_ratio']:.1f}")
+    print(f"{os.cpu_count()} cores, {PROCESSES} processes a side, {options.repetitions} repetitions of {options.seconds:g} s "
+          f"in turns{HEADER}", flush=True)
+    figures = {"rows": [compare(contract, task, size, MakeStock(stock_name(task), size, robot_visuals="full"), task, options)
+                        for size in options.sizes for task in options.tasks]}
+    for unit, words in (("per_s", "time"), ("per_cpu_s", "processor time")):
+        medians = figures[f"median_ratios_{unit}"] = [statistics.median(ratios(row["speeds"], unit)) for row in figures["rows"]]
+        print(f"  median ratios by {words}: {min(medians):.1f} to {max(medians):.1f}", flush=True)
     if not options.quick:
-        rows += [reference(size, repetitions, seconds) for size in sizes]
+        print("ManiSkill's own task against our pick_place:", flush=True)
+        figures["rows"] += [compare(contract, "pick_place", size, MakeStock("PickCube-v1", size), "PickCube-v1", options)
+                            for size in options.sizes]
         with multiprocessing.get_context("spawn").Pool(1) as process:
-            figures["further_scene_mib"] = process.apply(further_scene_mib, (tasks[0],))
+            figures["further_scene_mib"] = process.apply(further_scene_mib, (options.tasks[0],))
         print(f"a further scene in one of our processes: {figures['further_scene_mib']:.1f} MiB PSS; in stock it is a process")
     return figures
 
