@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up everything the project needs, into .venv. Idempotent; does nothing when nothing changed.
 #   RLCO_PYTHON   the Python 3.12 to use (default: searched)
+#   RLCO_BROWSER  the Chromium or Chrome for the console's tests (default: searched, else installed); none: do without
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
@@ -61,6 +62,27 @@ install_rendering() {
     renders || die "still no Vulkan device after installing $packages; run '$venv/bin/rlco doctor'"
 }
 
+find_browser() {
+    local candidate
+    for candidate in "${RLCO_BROWSER:-}" chromium chromium-browser google-chrome google-chrome-stable; do
+        # Ubuntu's chromium-browser may be a stub that only says how to install the snap, so ask it.
+        if [ -n "$candidate" ] && "$candidate" --version >/dev/null 2>&1; then return; fi
+    done
+    return 1
+}
+
+# Only tests need a browser, so a machine that cannot have one is still set up; those tests then fail, and say why.
+install_browser() {
+    if [ "${RLCO_BROWSER:-}" = none ] || find_browser; then return; fi
+    local commands="apt-get update && apt-get install -y --no-install-recommends chromium"
+    . /etc/os-release
+    if [ "${ID:-}" = ubuntu ]; then commands="snap install chromium"; fi      # apt has a stub for it there
+    say "installing Chromium for the console's tests"
+    as_root env DEBIAN_FRONTEND=noninteractive bash -c "$commands" >>"$venv/.rlco-apt.log" 2>&1 || true
+    find_browser || say "warning: no browser, so tests/test_console.py will fail. Install Chromium or Chrome (here, as root:
+    $commands), or set RLCO_BROWSER to its program"
+}
+
 wanted=$(fingerprint)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && "$venv/bin/python" -c 'import rlco_common' 2>/dev/null; then
     exit 0
@@ -82,6 +104,7 @@ say "installing pinned requirements (about 7 GB the first time)"
 "$venv/bin/python" -m uv pip install -q --compile-bytecode -p "$venv/bin/python" $requirements
 
 install_rendering
+install_browser
 
 say "building the workspace into .venv"
 if [ -z "${ROS_DISTRO:-}" ]; then export AMENT_PREFIX_PATH=$venv CMAKE_PREFIX_PATH=$venv; fi

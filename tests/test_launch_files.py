@@ -260,10 +260,11 @@ def test_every_parameter_of_the_shipped_files_reaches_its_node(tmp_path, ros_dom
         "teleop": {"noise": "0", "rate_hz": "10"},
         "record": {"task": "007", "instruction": "push: the red cube", "params_file": str(own), "operator": "argument",
                    "output_directory": str(tmp_path)},
+        "console": {"port": "0", "linear_speed_m_s": "0.05", "domain": "standin", "output_directory": str(tmp_path)},
         "deploy": {"checkpoint": "1", "record": "true", "lockstep": "true", "output_directory": str(tmp_path)},
     }
     graph = {"twin": ["sim"], "teleop": ["gate", "teleop"], "record": ["recorder"],
-             "deploy": ["gate", "policy", "recorder"]}
+             "console": ["gate", "recorder", "console"], "deploy": ["gate", "policy", "recorder"]}
     assert set(graph) == set(shipped()), "a new launch file has to be tried here, too"
     with Processes(tmp_path / "logs", ros_domain) as processes, RosClient("reader", ros_domain, processes.check) as client:
         wanted = {}

@@ -8,6 +8,7 @@ setup(
     name=package_name,
     version="0.1.0",
     packages=find_packages(exclude=["test"]),
+    package_data={package_name: ["console/page/*"]},
     data_files=[
         ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),
         (f"share/{package_name}", ["package.xml"]),
@@ -15,14 +16,15 @@ setup(
         (f"share/{package_name}/launch", glob("launch/*.launch.xml")),
     ],
     install_requires=["setuptools"],
-    zip_safe=True,
+    zip_safe=False,
     maintainer="RLCo maintainers",
     maintainer_email="maintainers@rlco.org",
-    description="The robot side: operator devices, the command gate, and the episode recorder.",
+    description="The robot side: operator devices and console, the command gate, and the episode recorder.",
     license="Apache-2.0",
     entry_points={"console_scripts": [
         "gate_node = rlco_teleop.nodes.gate_node:main",
         "teleop_node = rlco_teleop.nodes.teleop_node:main",
         "recorder_node = rlco_teleop.nodes.recorder_node:main",
+        "console_node = rlco_teleop.nodes.console_node:main",
     ]},
 )

@@ -1,6 +1,8 @@
 """ROS plumbing of the operator nodes: parameters from settings, decoding of device inputs, the teleop topics."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
@@ -151,3 +153,41 @@ def watch_gripper(endpoints: Endpoints, contract: Contract) -> GripperState:
     endpoints.subscribe(JointState, contract.topics.joint_states, lambda message: state.on_joints(
         joints_from_msg(message).positions), NEWEST_QOS)
     return state
+
+
+class ServiceCaller:
+    """Calls services without waiting. `answer(response, problem)` comes later: the response, or None and what went wrong."""
+
+    def __init__(self, node: Node, timeout_s: float):
+        self._node, self._timeout_s = node, timeout_s
+        self._known = {}
+        self._open: list[tuple[float, object, object, Callable]] = []
+
+    def ready(self, service_type, name: str) -> bool:
+        """Whether somebody offers the service."""
+        if name not in self._known:
+            self._known[name] = self._node.create_client(service_type, name)
+        return self._known[name].service_is_ready()
+
+    def call(self, service_type, name: str, request, answer: Callable[[object | None, str], None]) -> None:
+        if not self.ready(service_type, name):
+            answer(None, f"{name} is not there; is its node running?")
+            return
+        client = self._known[name]
+        future = client.call_async(request)
+        self._open.append((time.monotonic() + self._timeout_s, future, client, answer))
+        future.add_done_callback(self._done)
+
+    def check(self) -> None:
+        """Give up on what was not answered in time; to be called now and then."""
+        now = time.monotonic()
+        for entry in [entry for entry in self._open if entry[0] <= now]:
+            _, future, client, answer = entry
+            self._open.remove(entry)
+            client.remove_pending_request(future)
+            answer(None, f"{client.srv_name} did not answer within {self._timeout_s:g} s")
+
+    def _done(self, future) -> None:
+        for entry in [entry for entry in self._open if entry[1] is future]:
+            self._open.remove(entry)
+            entry[3](future.result(), "")
