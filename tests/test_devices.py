@@ -619,6 +619,21 @@ def test_the_terminal_is_restored_however_the_process_ends(end):
             time.sleep(0.01)
 
 
+def test_the_launched_keyboard_reads_the_terminal_that_it_was_launched_from(tmp_path, ros_domain, monkeypatch):
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path))
+    command = [sys.executable, "-m", "rlco_trainer.cli", "up", "teleop", "device:=keyboard", "gate:=false"]
+    with terminal() as (keyboard, path, attributes), open(path) as stdin, RosClient("table", ros_domain) as client:
+        before = attributes()
+        deadman = client.subscribe(Bool, topics.TELEOP_DEADMAN, COMMAND_QOS)
+        with subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True) as process:
+            client.wait_active("/teleop", 60)
+            os.write(keyboard, b" ")
+            client.wait_until(lambda: len(deadman) and deadman.last.data, 10, "the held dead-man")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 0
+        assert attributes() == before
+
+
 def test_a_terminal_that_is_not_one_is_refused_and_one_that_closes_releases(tmp_path):
     for path in (tmp_path / "none", "/dev/null"):
         with pytest.raises(ConfigError, match=r"tty:=|not a terminal"):

@@ -39,7 +39,7 @@ HELP = """
 class KeyboardSettings(JogSettings):
     """Speeds and times of the keys."""
 
-    tty: str = setting("/dev/tty", "terminal to read from, as the command tty prints it")
+    tty: str = setting("", "terminal to read from, as the command tty prints it; empty: the one that this was started from")
     key_s: float = setting(0.15, "a motion key moves this long after each press or repeat, s", 0.02, 1.0)
     deadman_s: float = setting(3.0, "the dead-man goes off after this long without a key, s", 0.2, 30.0)
 
@@ -135,7 +135,7 @@ class Keyboard(Device):
         return Operation(True, self._keys.deflection(now_ns) * self._settings.speeds, self._keys.wish.value)
 
     def health(self, now_ns: int) -> Health:
-        return Health(f"the terminal {self._settings.tty} is gone; restart the device" if self._lost else "")
+        return Health("the terminal is gone; restart the device" if self._lost else "")
 
     def close(self) -> None:
         if self._terminal is not None:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import subprocess
 import termios
+from pathlib import Path
 
 from rlco_common.errors import ConfigError
 
@@ -16,10 +17,11 @@ class Terminal:
     """Keys without waiting for Enter and without echo. Ctrl-C still ends the process; Ctrl-Z, which would freeze it, does not.
 
     A small helper process restores the terminal when this one ends without `close`, by a crash or a SIGKILL.
-    path: a terminal device; raises ConfigError when there is none to be had.
+    path: a terminal device, empty for `own_terminal`; raises ConfigError when there is none to be had.
     """
 
     def __init__(self, path: str):
+        path = path or own_terminal()
         try:
             self._descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
@@ -65,3 +67,22 @@ class Terminal:
         self._descriptor = -1
         self._guard.stdin.close()
         self._guard.wait()
+
+
+def own_terminal() -> str:
+    """The terminal of this process, else the one that a program reads which started it: `rlco up` keeps its nodes away from
+    its own terminal, so that a Ctrl-C there stops them in order."""
+    with contextlib.suppress(OSError):
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+        return "/dev/tty"
+    ancestor = os.getppid()
+    while ancestor > 1:
+        with contextlib.suppress(OSError):
+            path = os.readlink(f"/proc/{ancestor}/fd/0")
+            if path.startswith(("/dev/pts/", "/dev/tty")):
+                return path
+        try:    # the parent is the second field after the name, which is in parentheses and may hold anything
+            ancestor = int(Path(f"/proc/{ancestor}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            break
+    return "/dev/tty"
