@@ -145,6 +145,10 @@ class TabletopEnv(BaseEnv):
             raise ConfigError(f"domain '{self.domain.name}' has arm.delay_s, which only rlco_sim_bridge.twin.Twin simulates")
         return super().step(action)
 
+    def _before_simulation_step(self):
+        if self.gpu_sim_enabled:    # the arm's drive targets ramp; ManiSkill hands targets to a GPU once per control step only
+            self.scene.px.gpu_apply_articulation_target_position()
+
     def evaluate(self):
         if self._start is None:
             return {}
