@@ -635,6 +635,29 @@ def test_the_bag_holds_the_sent_command_and_not_the_measured_state(tmp_path, ros
         assert read_episode_metadata(directory).domain == "real"
 
 
+def test_in_lock_step_the_command_before_the_last_observation_is_waited_for(tmp_path, ros_domain):
+    """It comes from another process than the observation, and may be later than the call that ends the episode."""
+    with Processes(tmp_path / "log", ros_domain) as processes, RosClient("t", ros_domain, processes.check) as client:
+        processes.start_node(RECORDER, output_directory=tmp_path / "bags", task="push_cube", instruction="push it",
+                             require_streams=False, use_sim_time=True)
+        ee_pose = client.publisher(PoseStamped, CONTRACT.topics.ee_pose, STATE_QOS)
+        target = client.publisher(PoseStamped, CONTRACT.topics.target_pose, COMMAND_QOS)
+        client.wait_active("/recorder")
+        client.wait_until(lambda: ee_pose.get_subscription_count() and target.get_subscription_count(), 10, "the recorder")
+        pose = Pose([0.5, 0, 0.2], [0, 0, 0, 1])
+        first_ns, next_ns = 10**9, 10**9 + CONTRACT.control_period_ns
+        ee_pose.publish(pose_to_msg(pose, CONTRACT.robot.base_frame, first_ns))
+        client.must_trigger(topics.RECORDER_START)
+        ee_pose.publish(pose_to_msg(pose, CONTRACT.robot.base_frame, next_ns))
+        late = threading.Timer(0.3, lambda: target.publish(pose_to_msg(pose, CONTRACT.robot.base_frame, first_ns)))
+        late.start()
+        directory = client.must_trigger(topics.RECORDER_SUCCESS)
+        late.join()
+        with Bag(directory) as bag:
+            assert [item.stamp_ns for item in bag.messages(CONTRACT.topics.ee_pose)] == [first_ns, next_ns]
+            assert [item.stamp_ns for item in bag.messages(CONTRACT.topics.target_pose)] == [first_ns]
+
+
 def test_interventions_are_labelled_with_their_times(tmp_path, ros_domain):
     from test_gate_node import Cell
 

@@ -27,6 +27,7 @@ class Intake:
         self._gripper_topic, self._target_topic = gripper_topic, target_topic
         self._newest: dict[str, bytes] = {}
         self.newest_stamp_ns = 0        # of all streams
+        self._newest_stamps: dict[str, int] = {}
         self._start_ns = 0
         self._grippers: deque[Recorded] = deque()
 
@@ -66,9 +67,15 @@ class Intake:
         self._grippers.clear()
         return [self._dated(topic, data, now_ns) for topic, data in self._newest.items()]
 
+    def lacks_command(self, command_topic: str, state_topic: str, period_ns: int) -> bool:
+        """Lock step: the newest state is later than the episode's first, and the command of the tick before it has not come."""
+        tick_ns = self._newest_stamps.get(state_topic, 0) - period_ns
+        return tick_ns >= max(self._start_ns, 1) and self._newest_stamps.get(command_topic, 0) < tick_ns
+
     def _dated(self, topic: str, data: bytes, now_ns: int | None) -> Recorded:
         stamp_ns = header_stamp_ns(self._msgtypes[topic], data)
         self.newest_stamp_ns = max(self.newest_stamp_ns, stamp_ns or 0)
+        self._newest_stamps[topic] = max(self._newest_stamps.get(topic, 0), stamp_ns or 0)
         log_ns = (stamp_ns or self.newest_stamp_ns) if now_ns is None else now_ns
         return Recorded(topic, log_ns, stamp_ns or log_ns, data, stamp_ns)
 

@@ -5,6 +5,7 @@ import math
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from rclpy.callback_groups import CallbackGroup
+from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
@@ -45,6 +46,14 @@ class Polled(CallbackGroup):
 
     def ending_execution(self, entity) -> None:
         raise AssertionError("nothing of this group is ever executed")
+
+
+def wait_for_polled(subscription, context, timeout_s: float) -> None:
+    """Wait until a polled subscription has a message to take, or the time is over."""
+    wait_set = rclpy_implementation.WaitSet(1, 0, 0, 0, 0, 0, context.handle)
+    wait_set.clear_entities()
+    wait_set.add_subscription(subscription.handle)
+    wait_set.wait(round(timeout_s * 1e9))
 
 
 class RecordedTopics:

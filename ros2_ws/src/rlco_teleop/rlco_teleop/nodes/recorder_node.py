@@ -1,5 +1,6 @@
 """The recorder node: one MCAP bag per episode, from serialised messages. A thin shell around rlco_teleop.recording."""
 
+import time
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,13 @@ from rlco_common.errors import RecordingError, RlcoError
 from rlco_common.ros import EVENT_QOS, STATE_QOS, RlcoLifecycleNode, declare, declare_contract, diagnostics, run_node
 from rlco_teleop.bags import AUDIT_KEY
 from rlco_teleop.episode_writer import repair_all, require_writable
-from rlco_teleop.nodes.recorded_topics import IMAGE_CHOICES, Polled, RecordedTopics, receive_qos
+from rlco_teleop.nodes.recorded_topics import IMAGE_CHOICES, Polled, RecordedTopics, receive_qos, wait_for_polled
 from rlco_teleop.nodes.recorder_audit import RecorderAudit
 from rlco_teleop.recording import STOPPED_KEY, Recording, disk_problem, require_free_space
 
 TAKE_PERIOD_S = 0.02        # the middleware queues meanwhile; a round of the executor per message would cost far more
 CHECK_PERIOD_S = 0.2
+LAST_COMMAND_TIMEOUT_S = 1.0
 DIAGNOSTICS_PERIOD_S = 1.0
 
 
@@ -188,11 +190,24 @@ class RecorderNode(RlcoLifecycleNode):
         return metadata.episode
 
     def _finish(self, success: bool) -> str:
+        if self._recording is not None and self._now_ns() is None:
+            self._take_last_command()
         recording = self._take()
         metadata = recording.metadata.judged(success)
         directory = self._complete(recording, metadata)
         self._tell("success" if success else "failure", metadata)
         return str(directory)
+
+    def _take_last_command(self) -> None:
+        """In lock step the last observation follows from a command, which may be slower to get here than this call."""
+        names, period_ns = self._contract.topics, self._contract.control_period_ns
+        deadline_s = time.monotonic() + LAST_COMMAND_TIMEOUT_S
+        while self._intake.lacks_command(names.target_pose, names.ee_pose, period_ns):
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                return      # the scene was stepped without a command
+            wait_for_polled(self._receivers[names.target_pose], self.context, left_s)
+            self._take_what_arrived()
 
     def _complete(self, recording: Recording, metadata: EpisodeMetadata, stopped: str = "") -> Path:
         """Finish the bag, with its audit in it. stopped: why the episode ended before anybody ended it."""
