@@ -92,7 +92,7 @@ class Board:
     def snapshot(self, desk: Desk, opening: float | None, simulated: bool, now_ns: int) -> dict:
         """The page's state. opening: of the gripper. simulated: a simulator's reset service is there."""
         return {
-            "do": "state",
+            "do": "state", "now_ms": now_ns / 1e6,
             "gate": self._gate_part(now_ns),
             "recorder": self._recorder_part(now_ns),
             "episode": self._episode_part(simulated),

@@ -3,6 +3,9 @@
 One page operates, the others watch. The dead-man is a finger, mouse button or key that is down: the page says so again and
 again, and what it says counts only while it is new. A page that fell silent, or whose messages come late, is released, and
 only a new pressing takes hold again: what the network held back never moves the arm.
+
+How late a message is, is known without comparing clocks: it tells which of our states the page had when it was sent, and
+for how long. What is left of the time since that state is the way there and back.
 """
 
 from dataclasses import dataclass
@@ -14,32 +17,12 @@ from rlco_teleop.devices.base import JogSettings, Operation, released
 from rlco_teleop.devices.switch import NANOSECONDS
 
 IDLE_S = 10.0           # an operator's page that is silent this long no longer keeps others from taking over
-_DRIFT = 1e-3           # of a page's clock against ours; real ones are far better
-
-
-class Lateness:
-    """How much longer a page's messages are under way than its quickest, from the page's own clock."""
-
-    def __init__(self):
-        self._offset_ns: float | None = None        # arrival minus sending, of the quickest message
-        self._seen_ns = 0
-
-    def of(self, sent_ms: float, arrived_ns: int) -> float:
-        """Nanoseconds by which this message is later than the quickest one."""
-        offset = arrived_ns - sent_ms * 1e6
-        if self._offset_ns is None or offset < self._offset_ns:
-            self._offset_ns = offset
-        else:
-            self._offset_ns = min(offset, self._offset_ns + _DRIFT * max(0, arrived_ns - self._seen_ns))
-        self._seen_ns = arrived_ns
-        return offset - self._offset_ns
 
 
 @dataclass
 class _Page:
     address: str
     heard_ns: int
-    lateness: Lateness
     name: str = ""
     finished_press: int = -1        # pressings up to this one are over
 
@@ -61,11 +44,8 @@ class Desk:
 
     def hear(self, client: int, address: str, now_ns: int) -> None:
         """Something came from a page."""
-        page = self._pages.setdefault(client, _Page(address, now_ns, Lateness()))
+        page = self._pages.setdefault(client, _Page(address, now_ns))
         page.heard_ns = now_ns
-
-    def alive(self, client: int, sent_ms: float, now_ns: int) -> None:
-        self._pages[client].lateness.of(sent_ms, now_ns)
 
     def leave(self, client: int) -> None:
         """The page is gone."""
@@ -116,7 +96,7 @@ class Desk:
     def jog(self, client: int, jog: Jog, now_ns: int) -> str | None:
         """A pressing goes on, or a new one begins."""
         page = self._pages[client]
-        late_ns = page.lateness.of(jog.sent_ms, now_ns)
+        late_ns = now_ns - (jog.echo_ms + jog.echo_age_ms) * 1e6
         if self._operator != client:
             return "take control first"
         self._notice_silence(now_ns)

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from rlco_common.errors import RlcoError
 from rlco_teleop.bags import find_episodes, read_audit, read_episode_metadata
 
 MOST_SHOWN = 100
@@ -20,7 +19,10 @@ class EpisodeList:
         bags = find_episodes(self._root) if self._root.is_dir() else []
         entries = {}
         for bag in bags:
-            changed_ns = (bag / "metadata.yaml").stat().st_mtime_ns
+            try:
+                changed_ns = (bag / "metadata.yaml").stat().st_mtime_ns
+            except FileNotFoundError:
+                continue        # moved away meanwhile
             known = self._known.get(bag)
             entries[bag] = known if known and known[0] == changed_ns else (changed_ns, _describe(bag))
         self._known = entries
@@ -32,7 +34,7 @@ class EpisodeList:
 def _describe(bag: Path) -> dict:
     try:
         metadata, audit = read_episode_metadata(bag), read_audit(bag)
-    except (RlcoError, OSError, KeyError, TypeError) as error:
+    except Exception as error:      # whatever a broken bag raises, the list goes on and shows it
         return {"name": bag.name, "success": None, "problem": f"unreadable: {error}"}
     return {"name": bag.name, "task": metadata.task, "instruction": metadata.instruction, "domain": metadata.domain,
             "operator": metadata.operator, "success": metadata.success, "repaired": metadata.repaired,

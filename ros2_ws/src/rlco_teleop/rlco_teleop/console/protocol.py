@@ -13,26 +13,28 @@ MAX_TEXT = 200      # characters of a name or an instruction
 
 @dataclass(frozen=True)
 class Alive:
-    """The page is there. sent_ms: the page's own monotonic clock."""
-
-    sent_ms: float
+    """The page is there."""
 
 
 @dataclass(frozen=True)
 class Jog:
     """A finger or key is down. press: number of this pressing, larger for every new one. axes: [6] in [-1, 1], base axes.
 
+    echo_ms: time in the newest state that the page has, echo_age_ms: how long ago it came, on the page's own clock.
     gripper: opening wanted, None leaves it. Sent again at least every heartbeat for as long as it is down.
     """
 
     press: int
-    sent_ms: float
+    echo_ms: float
+    echo_age_ms: float
     axes: tuple[float, ...]
     gripper: float | None = None
 
     def __post_init__(self):
         if len(self.axes) != 6 or not all(math.isfinite(value) and abs(value) <= 1.0 for value in self.axes):
             raise ValueError("axes must be six numbers in [-1, 1]")
+        if not (math.isfinite(self.echo_ms) and math.isfinite(self.echo_age_ms) and self.echo_age_ms >= 0.0):
+            raise ValueError("echo_ms and echo_age_ms must be finite times")
         if self.gripper is not None and not 0.0 <= self.gripper <= 1.0:
             raise ValueError("gripper must be in [0, 1]")
 

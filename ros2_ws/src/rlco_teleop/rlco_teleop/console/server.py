@@ -232,7 +232,7 @@ class ConsoleServer:
             if self._jpegs.get(camera, (0, b""))[0] != number:
                 try:
                     jpeg = await self._loop.run_in_executor(None, self._to_jpeg, camera, data)
-                except RlcoError:
+                except (RlcoError, RuntimeError, ValueError):
                     jpeg = b""      # the node says what is wrong with the camera
                 self._jpegs[camera] = (number, jpeg)
             return self._jpegs[camera]

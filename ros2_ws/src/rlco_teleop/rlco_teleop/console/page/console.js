@@ -9,7 +9,7 @@ const LABELS = {
 const KEY_NAMES = { move: ["W", "A", "D", "S", "R", "F"], turn: ["I", "J", "L", "K", "Q", "E"] };
 const DRIVERS = { OPERATOR: "operator", POLICY: "policy" };
 
-let socket = null, hello = null, state = null, heardAt = 0, pictureAt = 0, mode = "move";
+let socket = null, hello = null, state = null, heardAt = 0, stateAt = 0, pictureAt = 0, mode = "move";
 
 // A token in the address has become a cookie; it need not stay where it is seen and copied.
 if (location.search.includes("token=")) history.replaceState(null, "", location.pathname);
@@ -50,6 +50,7 @@ function receive(message) {
     fillTasks();
   } else if (message.do === "state") {
     state = message;
+    stateAt = performance.now();
     if (operating()) hands.confirm(state.control.pressing);
     else hands.allUp();
   } else if (message.do === "episodes") drawEpisodes(message);
@@ -70,7 +71,7 @@ async function showPicture(buffer) {
   send({ shown: number });
 }
 
-setInterval(() => send({ do: "alive", sent_ms: performance.now() }), ALIVE_MS);
+setInterval(() => send({ do: "alive" }), ALIVE_MS);
 setInterval(() => {
   if (connected() && heardAt && performance.now() - heardAt > SILENT_MS) hands.allUp();
   draw();
@@ -80,6 +81,7 @@ setInterval(() => {
 
 const hands = new Hands({
   send,
+  echo: () => ({ echo_ms: state.now_ms, echo_age_ms: performance.now() - stateAt }),
   allowed: () => {
     if (operating() && !latched()) return true;
     note(operating() ? "The gate is latched: re-arm it first." : "Take control first.", false);

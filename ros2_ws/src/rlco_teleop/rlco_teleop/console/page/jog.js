@@ -16,9 +16,10 @@ export const PADS = {
 const HELD_OUT_MS = 700;    // the console should have said by now that it has the pressing
 
 export class Hands {
-  // send(message), allowed(): may the hands act; onChange(): something went down or up; onLost(): the console let go
-  constructor({ send, allowed, onChange, onLost }) {
-    Object.assign(this, { send, allowed, onChange, onLost });
+  // send(message), echo(): which state the page has and for how long; allowed(): may the hands act;
+  // onChange(): something went down or up; onLost(): the console let go
+  constructor({ send, echo, allowed, onChange, onLost }) {
+    Object.assign(this, { send, echo, allowed, onChange, onLost });
     this.down = new Map();      // what holds it (pointer or key) -> {axes, gripper}
     this.press = 0;
     this.since = 0;
@@ -102,7 +103,7 @@ export class Hands {
       held.axes.forEach((value, axis) => { axes[axis] += value; });
       if (held.gripper !== null) gripper = held.gripper;
     }
-    this.send({ do: "jog", press: this.press, sent_ms: performance.now(), gripper,
+    this.send({ do: "jog", press: this.press, ...this.echo(), gripper,
                 axes: axes.map((value) => Math.max(-1, Math.min(1, value)) * this.speed) });
   }
 
