@@ -11,13 +11,14 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from rlco_common.contract import CameraSpec, Contract, load_contract
-from rlco_common.episode import EpisodeMetadata
+from rlco_common.episode import EVENT_TOPIC, EpisodeEvent, EpisodeMetadata
 from rlco_teleop.bags import typestore
 from rlco_teleop.episode_writer import EpisodeWriter, Stream
 
@@ -48,34 +49,49 @@ def pictures(width: int = 640, height: int = 480, noise: float = 2.0) -> list[by
 
 
 class SyntheticBag:
-    """Writes episodes with the recorder's own writer; the arm draws a circle, the gripper opens and closes."""
+    """Writes episodes with the recorder's own writer; the arm draws a circle, the gripper opens and closes.
 
-    def __init__(self, contract: Contract, root: Path):
-        self.contract, self.root = contract, root
+    change: given (topic, seconds, message), returns the message to write in its place, or None to drop it.
+    """
+
+    def __init__(self, contract: Contract, root: Path, change: Callable = lambda topic, time_s, message: message):
+        self.contract, self.root, self.change = contract, root, change
         self.types = typestore().types
         camera = next(iter(contract.cameras.values()))
         self.pictures = pictures(camera.width, camera.height)
 
-    def write(self, name: str, seconds: float, seed: int = 0, success: bool = True) -> Path:
+    def write(self, name: str, seconds: float, *, success: bool | None = True, events: Sequence[tuple[float, str]] = (),
+              **about) -> Path:
+        """One episode. events: (seconds, kind) of takeovers and hand-backs. about: fields of its metadata."""
         contract, names = self.contract, self.contract.topics
-        metadata = EpisodeMetadata(name, "push_cube", "push the red cube", "standin", "synthetic", seed, contract.hash,
-                                   contract.to_json())
+        metadata = replace(EpisodeMetadata(name, "push_cube", "push the red cube", "standin", "synthetic", 0, contract.hash,
+                                           contract.to_json()), **about)
         streams = [*(Stream(camera.topic, "sensor_msgs/msg/Image", depth=30) for camera in contract.cameras.values()),
                    Stream(names.joint_states, "sensor_msgs/msg/JointState"),
                    Stream(names.ee_pose, "geometry_msgs/msg/PoseStamped"),
                    Stream(names.target_pose, "geometry_msgs/msg/PoseStamped"),
-                   Stream(names.gripper_command, "std_msgs/msg/Float64MultiArray")]
+                   Stream(names.gripper_command, "std_msgs/msg/Float64MultiArray"), Stream(EVENT_TOPIC, "std_msgs/msg/String")]
         writer = EpisodeWriter(self.root, metadata, streams)
-        for stamp_ns, write in sorted(self._schedule(seconds), key=lambda pair: pair[0]):
+        schedule = [*self._schedule(seconds), *((round(time_s * 1e9), self._event(kind)) for time_s, kind in events)]
+        for stamp_ns, write in sorted(schedule, key=lambda pair: pair[0]):
             write(writer, START_NS + stamp_ns, stamp_ns * 1e-9)
-        return writer.finish(metadata.judged(success))
+        return writer.finish(replace(metadata, success=success))
 
     def _schedule(self, seconds: float):
         for rate, write in ((CAMERA_HZ, self._images), (STATE_HZ, self._state), (COMMAND_HZ, self._command)):
             yield from ((round(k * 1e9 / rate), write) for k in range(round(seconds * rate)))
 
     def _put(self, writer, topic: str, msgtype: str, stamp_ns: int, message) -> None:
-        writer.write(topic, stamp_ns, stamp_ns, bytes(typestore().serialize_cdr(message, msgtype)))
+        message = self.change(topic, (stamp_ns - START_NS) * 1e-9, message)
+        if message is not None:
+            writer.write(topic, stamp_ns, stamp_ns, bytes(typestore().serialize_cdr(message, msgtype)))
+
+    def _event(self, kind: str):
+        def write(writer, stamp_ns: int, time_s: float) -> None:
+            text = EpisodeEvent(kind, stamp_ns=stamp_ns).to_json()
+            self._put(writer, EVENT_TOPIC, "std_msgs/msg/String", stamp_ns, self.types["std_msgs/msg/String"](data=text))
+
+        return write
 
     def _header(self, stamp_ns: int, frame: str):
         time_type, header_type = self.types["builtin_interfaces/msg/Time"], self.types["std_msgs/msg/Header"]
@@ -145,9 +161,10 @@ def main() -> None:
     taken_s, cpu_s = time.perf_counter() - started_s, sum(os.times()[:4]) - cpu_s
     recorded_s = options.seconds * options.episodes
     print(report.text())
-    print(f"recorded {recorded_s:.0f} s of {options.cameras} camera(s), built in {taken_s:.1f} s ({cpu_s:.1f} s of CPU, load "
-          f"{os.getloadavg()[0]:.1f}): {recorded_s / taken_s:.1f} times real time, "
-          f"{options.cameras * recorded_s / taken_s:.1f} times per camera")
+    recorded_s *= options.cameras
+    print(f"{recorded_s:.0f} camera seconds built in {taken_s:.1f} s: {recorded_s / taken_s:.1f} times real time per camera at "
+          f"a load of {os.getloadavg()[0]:.1f}; {cpu_s:.1f} s of processor time, so {2 * recorded_s / cpu_s:.1f} times on two "
+          "cores that do nothing else")
     if not options.keep:
         shutil.rmtree(root)
 

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+from rlco_trainer.commands import dataset
 from rlco_trainer.commands.base import chosen_variation, command, contract_option, variation_option
 
 
 def add(commands) -> None:
     _record(commands)
     _demos(commands)
-    _dataset(commands)
+    dataset.add(commands)
 
 
 def _record(commands) -> None:
@@ -50,28 +51,3 @@ def _demos(commands) -> None:
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     contract_option(parser)
-
-
-def _dataset(commands) -> None:
-    tools = command(commands, "dataset", None, "build datasets from bags, and look at them").add_subparsers(
-        title="dataset commands", metavar="COMMAND", required=True)
-
-    def build(options):
-        from rlco_common.contract import load_contract
-        from rlco_trainer.dataset.build import build_dataset
-
-        print(build_dataset(load_contract(options.contract), options.bags, options.out,
-                            overwrite=options.overwrite).text())
-
-    parser = command(tools, "build", build, "make a LeRobot v3 dataset from recorded bags")
-    parser.add_argument("bags", nargs="+", type=Path, help="episode bags, or directories that hold them")
-    parser.add_argument("--out", type=Path, required=True, help="directory of the dataset")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
-    contract_option(parser)
-
-    def info(options):
-        from rlco_trainer.dataset.build import describe_dataset
-
-        print(describe_dataset(options.dataset))
-
-    command(tools, "info", info, "print what a dataset holds").add_argument("dataset", type=Path)

@@ -15,7 +15,7 @@ FROZEN_S, FROZEN_TRAVEL_M = 1.0, 0.02
 MAX_REFUSED_SHARE = 0.1
 LIMIT_TOLERANCE = 1e-3          # float32 rounding of a commanded action at the contract's limit
 LOOK_IDLE_SHARE = 0.6
-LOOK_SATURATED_SHARE = 0.3
+LOOK_SATURATED_SHARE = 0.6
 LOOK_AGE_SHARE = 0.75           # of the age that the contract allows
 LOOK_BIAS_M, LOOK_BIAS_RAD = 0.02, 0.1
 

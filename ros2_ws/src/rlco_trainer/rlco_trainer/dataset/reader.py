@@ -1,6 +1,5 @@
 """Loads LeRobot datasets into memory and draws training batches from them, one trajectory at a time (paper, eq. 2)."""
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 from rlco_common.contract import Contract, contract_from_json, require_same_contract
 from rlco_common.errors import DataError
 from rlco_common.observation import encode_image
+from rlco_trainer.dataset.png import decode_png
 from rlco_trainer.dataset.schema import ACTION_KEY, SIDECAR, STATE_KEY, image_key, lerobot_dataset_class
 from rlco_trainer.dataset.splits import HELD_OUT, SplitRule
 
@@ -141,19 +141,12 @@ def load_demos(root: Path, contract: Contract, image_size: int) -> DemoSet:
 
     Raises DataError when it is incomplete and ContractMismatch, with the differing fields, under another contract.
     """
-    from datasets import Image
-    from PIL import Image as PilImage
-
     root = Path(root)
     sidecar = read_sidecar(root)
     require_same_contract(contract, contract_from_json(sidecar["contract"], str(root)), f"dataset {root}")
-    table = _table(root)
-    images = {}
-    for camera in contract.cameras:
-        column = table.cast_column(image_key(camera), Image(decode=False))[image_key(camera)]
-        images[camera] = np.stack([
-            encode_image(np.asarray(PilImage.open(io.BytesIO(cell["bytes"]))), image_size) for cell in column
-        ])
+    table = read_table(root, contract)
+    images = {camera: np.stack([encode_image(decode_png(cell["bytes"]), image_size) for cell in table[image_key(camera)]])
+              for camera in contract.cameras}
     episode_index = np.asarray(table["episode_index"])
     starts = np.flatnonzero(np.diff(episode_index, prepend=-1))
     return DemoSet(
@@ -173,6 +166,16 @@ def load_proprioception(root: Path) -> np.ndarray:
     """All proprioception vectors of a dataset, float32 [frames, S], without decoding its images."""
     read_sidecar(root)
     return np.asarray(_table(root).select_columns([STATE_KEY])[STATE_KEY], np.float32)
+
+
+def read_table(root: Path, contract: Contract):
+    """The frames of a dataset as a Hugging Face dataset of plain values; images as {"bytes": PNG file}."""
+    from datasets import Image
+
+    table = _table(root)
+    for camera in contract.cameras:
+        table = table.cast_column(image_key(camera), Image(decode=False))
+    return table
 
 
 def _table(root: Path):
