@@ -75,8 +75,7 @@ class Browser:
         if phone:
             tab.call("Emulation.setTouchEmulationEnabled", enabled=True)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        hover = {"name": "hover", "value": "none" if phone else "hover"}
-        tab.call("Emulation.setEmulatedMedia", features=[scheme, hover])
+        tab.call("Emulation.setEmulatedMedia", features=[scheme])
         tab.wait("document.readyState === 'complete' && location.href !== 'about:blank'", "the page")
         return tab
 

@@ -12,7 +12,7 @@ import sys
 import termios
 import time
 import xml.etree.ElementTree as ElementTree
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 
 import numpy as np
@@ -24,15 +24,16 @@ from hypothesis import strategies as st
 from mani_skill.agents.robots import Panda
 from sensor_msgs.msg import JointState
 from sensor_msgs.msg import Joy as JoyMessage
-from std_msgs.msg import Bool, Float64MultiArray
+from std_msgs.msg import Bool, Float64MultiArray, String
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
+from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ConfigError, DataError
 from rlco_common.messages import pose_from_msg
 from rlco_common.pose import Pose, delta_between
 from rlco_common.processes import Processes
-from rlco_common.ros import COMMAND_QOS, STATE_QOS, joint_state_to_msg, pose_to_msg
+from rlco_common.ros import COMMAND_QOS, EVENT_QOS, STATE_QOS, joint_state_to_msg, pose_to_msg
 from rlco_common.ros_client import RosClient
 from rlco_sim_bridge.experts.arm_model import PANDA_JOINTS, ArmModel
 from rlco_teleop.devices import DEVICES, make_device
@@ -423,7 +424,15 @@ class Table:
         self.grippers = client.subscribe(Float64MultiArray, CONTRACT.topics.gripper_command, STATE_QOS)
         self.deadman = client.subscribe(Bool, topics.TELEOP_DEADMAN, STATE_QOS)
         self.diagnostics = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
+        self.event = client.publisher(String, EVENT_TOPIC, EVENT_QOS)
         client.node.create_timer(0.05, self._tick)
+
+    def begin_anew(self):
+        self.event.publish(String(data=EpisodeEvent("reset").to_json()))
+        self.client.spin_for(0.2)       # targets of before may be under way
+        self.pose = START
+        for inbox in (self.targets, self.grippers, self.deadman, self.diagnostics):
+            inbox.clear()
 
     def _tick(self):
         if self.targets.last is not None:
@@ -448,7 +457,7 @@ class Table:
         self.client.wait_until(lambda: len(self.steps()) >= 10, 10, "motion")
         assert np.allclose(np.median(self.steps(), axis=0), np.array(direction) * 0.05 / 20, atol=2e-5)
 
-    def require_rest(self, within_s=0.75):
+    def require_rest(self, within_s=0.6):
         """From `within_s` on, nothing moves and the last dead-man is not held."""
         self.client.spin_for(within_s)
         self.targets.clear()
@@ -466,12 +475,23 @@ class Table:
         return message.status[0].message if message else ""
 
 
-@pytest.fixture
-def table(tmp_path, ros_domain):
-    with Processes(tmp_path / "logs", ros_domain) as processes, RosClient("table", ros_domain, processes.check) as client:
+@pytest.fixture(scope="module")
+def shared_table(tmp_path_factory, module_ros_domain):
+    logs = tmp_path_factory.mktemp("logs")
+    with Processes(logs, module_ros_domain) as processes, RosClient("table", module_ros_domain, processes.check) as client:
         processes.start_node("rlco_teleop.nodes.gate_node")
         client.wait_active("/gate")
         yield Table(processes, client)
+
+
+@pytest.fixture
+def table(shared_table):
+    """The table at the start of an episode, without a device."""
+    shared_table.begin_anew()
+    yield shared_table
+    shared_table.drive = lambda: None
+    with suppress(KeyError):        # a test may have ended it
+        shared_table.processes.stop("teleop_node")
 
 
 class PadDriver:
@@ -597,6 +617,7 @@ def test_typed_in_a_terminal_keys_move_with_the_dead_man_and_the_terminal_is_as_
         child.process.send_signal(signal.SIGTERM)
         assert child.process.wait(10) == 0
         assert attributes() == before
+        table.processes.take_ended()
 
 
 @pytest.mark.parametrize("end", ["raise RuntimeError('crash')", "os._exit(1)", "os.kill(os.getpid(), signal.SIGKILL)",

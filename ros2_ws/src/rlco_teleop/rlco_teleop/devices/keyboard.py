@@ -21,16 +21,16 @@ _UNFINISHED = re.compile(r"\x1b(\[[0-9;]*|O)?$")        # the beginning of a key
 # key -> (axis of the twist, direction)
 MOTIONS = {
     "w": (0, 1), "s": (0, -1), "a": (1, 1), "d": (1, -1), "r": (2, 1), "f": (2, -1),
-    "u": (3, 1), "j": (3, -1), "i": (4, 1), "k": (4, -1), "q": (5, 1), "e": (5, -1),
+    "l": (3, 1), "j": (3, -1), "i": (4, 1), "k": (4, -1), "q": (5, 1), "e": (5, -1),
     "\x1b[A": (0, 1), "\x1b[B": (0, -1), "\x1b[D": (1, 1), "\x1b[C": (1, -1), "\x1b[5~": (2, 1), "\x1b[6~": (2, -1),
 }
 GRIPPER = {"o": 1.0, "c": 0.0}
 DEADMAN = " "
 HELP = """
   space   dead-man on / off               o / c   gripper open / close
-  w / s   forward / back   (up, down)     u / j   roll
-  a / d   left / right     (left, right)  i / k   pitch
-  r / f   up / down        (page up, dn)  q / e   yaw
+  w / s   forward / back   (up, down)     i / k   tip forward / back
+  a / d   left / right     (left, right)  j / l   roll left / right
+  r / f   up / down        (page up, dn)  q / e   turn left / right
   any other key: dead-man off             Ctrl-C  end
 """
 

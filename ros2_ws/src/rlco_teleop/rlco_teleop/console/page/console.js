@@ -188,6 +188,7 @@ function draw() {
   $("gate-state").textContent = gate.state;
   $("gate-hint").textContent = gate.causes.length ? gate.causes.map((cause) => cause.text).join("; ") : gate.hint;
   $("operator").textContent = control.operator === null ? "nobody operates" : mine ? "you operate" : `${control.name} operates`;
+  $("operator").classList.toggle("other", control.operator !== null && !mine);
   $("control").textContent = mine ? "Give back" : "Take control";
   $("control").classList.toggle("primary", !mine);
   $("control").disabled = !connected();
