@@ -10,6 +10,7 @@ from mani_skill.agents.robots import Panda
 
 from rlco_common.contract import load_contract
 from rlco_common.observation import encode_image
+from rlco_common.pose import Pose, compose_delta, delta_between
 from rlco_sim_bridge import shaders
 from rlco_sim_bridge.arm import kinematics
 from rlco_sim_bridge.twin import Twin
@@ -77,6 +78,28 @@ def test_a_policy_image_is_the_rounded_mean_of_its_blocks(shape, size):
 def test_the_inverse_kinematics_is_the_compiled_one_whatever_is_installed():
     """With pinocchio installed, SAPIEN offers a loop in Python instead: 50 times slower, and other in the last bits."""
     assert type(kinematics(Panda.urdf_path)._model).__module__ == "sapien.pysapien_pinocchio"
+
+
+def test_following_a_target_is_as_exact_as_the_solver_of_small_steps_and_as_continuous():
+    twin = Twin(CONTRACT, "push_cube", render=False)
+    twin.reset(SEED)
+    solver, near, target = kinematics(twin._env.agent.urdf_path), twin.observe().joint_positions, twin.target
+    near = np.append(near, [0.04, 0.04])
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        action = rng.uniform(CONTRACT.action.low, CONTRACT.action.high) * [0.4, 0.4, 0.4, 0.2, 0.2, 0.5, 1]
+        target = CONTRACT.compose_target(target, action)
+        goal = solver.follow(target, near)
+        np.testing.assert_allclose(goal, solver.inverse(target, near), atol=0.05)   # the elbow is free
+        twin._set_arm(goal)
+        assert np.abs(delta_between(twin.tool_pose(), target)).max() < 2e-4
+        near = goal
+    twin.reset(SEED)
+    target, near = twin.target, np.append(twin.observe().joint_positions, [0.04, 0.04])
+    far = compose_delta(target, [0, 0, 0, 0, 0, 1.2])      # turns the wrist farther than a tick can
+    np.testing.assert_array_equal(solver.follow(far, near), solver.inverse(far, near))
+    assert solver.follow(Pose([2.0, 0.0, 0.5], target.quaternion), near) is None
+    twin.close()
 
 
 def test_drive_targets_ramp_linearly_to_the_goal_and_stay():

@@ -6,6 +6,7 @@ previous *target* pose: `p' = p + d`, `q' = exp(r) * q`. For the small rotations
 vector is roll, pitch and yaw about the base axes; unlike Euler angles it has an exact inverse.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +27,8 @@ class Pose:
 
     def is_finite(self) -> bool:
         """True when every number is finite and the quaternion is not degenerate."""
-        return bool(
-            np.isfinite(self.position).all()
-            and np.isfinite(self.quaternion).all()
-            and abs(np.linalg.norm(self.quaternion) - 1.0) < 1e-3
-        )
+        numbers = [*self.position.tolist(), *self.quaternion.tolist()]
+        return all(map(math.isfinite, numbers)) and abs(math.hypot(*numbers[3:]) - 1.0) < 1e-3
 
     def as_array(self) -> np.ndarray:
         """[7]: x, y, z, qx, qy, qz, qw."""
@@ -63,10 +61,10 @@ def quaternion_conjugate(q: np.ndarray) -> np.ndarray:
 
 def quaternion_from_rotation_vector(r: np.ndarray) -> np.ndarray:
     """exp(r): the unit quaternion that rotates by |r| radians about r."""
-    r = np.asarray(r, dtype=np.float64)
-    angle = np.linalg.norm(r)
-    half_sinc = 0.5 * np.sinc(0.5 * angle / np.pi)  # sin(angle / 2) / angle, exact at zero
-    return np.array([*(half_sinc * r), np.cos(0.5 * angle)])
+    x, y, z = np.asarray(r, dtype=np.float64).tolist()      # plain numbers: arrays of three cost ten times as much
+    angle = math.sqrt(x * x + y * y + z * z)
+    half_sinc = math.sin(0.5 * angle) / angle if angle > 0.0 else 0.5
+    return np.array([half_sinc * x, half_sinc * y, half_sinc * z, math.cos(0.5 * angle)])
 
 
 def rotation_vector_from_quaternion(q: np.ndarray) -> np.ndarray:
@@ -96,8 +94,9 @@ def rotation_matrix(q: np.ndarray) -> np.ndarray:
 def compose_delta(pose: Pose, delta: np.ndarray) -> Pose:
     """Apply `delta` [6] (metres and radians, base axes) to `pose`."""
     delta = np.asarray(delta, dtype=np.float64)
-    quaternion = quaternion_multiply(quaternion_from_rotation_vector(delta[3:6]), pose.quaternion)
-    return Pose(pose.position + delta[:3], quaternion / np.linalg.norm(quaternion))
+    turn = quaternion_from_rotation_vector(delta[3:6])
+    quaternion = quaternion_multiply(turn.tolist(), pose.quaternion.tolist())
+    return Pose(pose.position + delta[:3], quaternion / math.sqrt(quaternion.dot(quaternion)))
 
 
 def delta_between(start: Pose, end: Pose) -> np.ndarray:

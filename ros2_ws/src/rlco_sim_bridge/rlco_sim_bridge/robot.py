@@ -94,7 +94,7 @@ class CellArmController(PDEEPoseController):
         if self.device.type == "cuda":
             return self.kinematics.compute_ik(pose=target, q0=self.articulation.get_qpos(), current_pose=self.ee_pose_at_base,
                                               solver_config=self.config.delta_solver_config)
-        qpos = kinematics(self.config.urdf_path).inverse(
+        qpos = kinematics(self.config.urdf_path).follow(
             from_sapien(target.sp), self.articulation.get_qpos()[0].numpy().astype(np.float64))
         return None if qpos is None else torch.tensor(qpos[None, :-FINGERS], dtype=torch.float32)
 
