@@ -35,7 +35,7 @@ from rlco_sim_bridge.pool import TwinPool
 from rlco_sim_bridge.tasks import TASKS
 
 PROCESSES = 2
-SCENES = 8              # of a pool, over all processes
+SCENES = 16             # of a pool, over all processes
 CHUNK = 4
 ACTION_SHARE = 0.3      # of the contract's limits
 MIB = 2**20
@@ -246,7 +246,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--sizes", nargs="+", type=int, default=[64, 128], help="pixels of the policy's square image")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each repetition of each side")
+    parser.add_argument("--seconds", type=float, default=0.7, help="of each repetition of each side")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="rollouts for so long instead; reports growth of memory")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     parser.add_argument("--figure", type=Path, metavar="PNG", help="draw the full against the light robot instead")
