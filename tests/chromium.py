@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import aiohttp
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+LISTENING = re.compile(r"DevTools listening on ws://[^/]+:(\d+)/")
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 20.0
 FLAGS = ("--headless=new", "--remote-debugging-port=0", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage",
@@ -40,15 +42,16 @@ class Browser:
         self._port = 0
 
     def __enter__(self) -> "Browser":
-        with (self._folder / "chromium.log").open("wb") as log:
+        path = self._folder / "chromium.log"
+        with path.open("wb") as log:
             command = [find_browser(), *FLAGS, f"--user-data-dir={self._folder / 'profile'}", "about:blank"]
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        told = self._folder / "profile" / "DevToolsActivePort"
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not (told.is_file() and told.read_text().strip()):
-            assert self._process.poll() is None and time.monotonic() < deadline, (self._folder / "chromium.log").read_text()
+        # From its log, because the profile of a browser that is a snap is out of sight.
+        while not (told := LISTENING.search(path.read_text(errors="replace"))):
+            assert self._process.poll() is None and time.monotonic() < deadline, path.read_text(errors="replace")
             time.sleep(0.05)
-        self._port = int(told.read_text().split()[0])
+        self._port = int(told.group(1))
         self._session = self.run(self._make_session())
         return self
 

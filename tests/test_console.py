@@ -26,7 +26,10 @@ from std_msgs.msg import Bool
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
+from rlco_common.episode import EpisodeEvent
 from rlco_common.errors import ConfigError, DataError
+from rlco_common.gate import GateState, Refusal
+from rlco_common.limiter import Limit
 from rlco_common.messages import pose_from_msg
 from rlco_common.processes import Processes
 from rlco_common.ros import STATE_QOS
@@ -34,6 +37,7 @@ from rlco_common.ros_client import RosClient
 from rlco_teleop.bags import Bag, find_episodes, read_audit, read_episode_metadata
 from rlco_teleop.console import access as access_module
 from rlco_teleop.console.access import Access, addresses
+from rlco_teleop.console.board import CAUSE_HINTS, GATE_HINTS, Board
 from rlco_teleop.console.desk import Desk
 from rlco_teleop.console.episodes import EpisodeList
 from rlco_teleop.console.hub import Hub
@@ -158,6 +162,55 @@ def test_a_message_that_was_long_under_way_ends_its_press():
 def test_a_message_that_is_not_one_is_refused(text):
     with pytest.raises(DataError, match="console message"):
         parse(text)
+
+
+# -- pure: the board
+
+
+def gate_says(state="HOLD", **counts):
+    return {"state": state, "source": "NOBODY", "policy_enabled": "False", "lead_m": "0.0100",
+            **{cause: str(count) for cause, count in counts.items()}}
+
+
+def shown(board, now_ns):
+    return board.snapshot(desk(), None, False, now_ns)
+
+
+def test_the_board_says_why_the_gate_limits_and_when_it_is_not_heard():
+    board = Board()
+    assert shown(board, 0)["gate"]["state"] == "SILENT"
+    board.on_gate(gate_says(WORKSPACE=3), 0)
+    assert shown(board, 0)["gate"]["causes"] == [], "counted before the page was opened"
+    board.on_gate(gate_says("OPERATOR", WORKSPACE=4, SPEED=1), 200 * MS)
+    gate = shown(board, 300 * MS)["gate"]
+    assert gate["state"] == "OPERATOR" and {cause["name"]: cause["count"] for cause in gate["causes"]} == {
+        "WORKSPACE": 4, "SPEED": 1}
+    assert "edge of the workspace" in " ".join(cause["text"] for cause in gate["causes"])
+    board.on_gate(gate_says(WORKSPACE=4, SPEED=1), 5000 * MS)
+    assert shown(board, 5000 * MS)["gate"]["causes"] == []
+    assert "nothing here can move or stop the arm" in shown(board, 6001 * MS)["gate"]["hint"]
+    for cause in (*Refusal, *Limit):
+        assert cause.name in CAUSE_HINTS, "every cause has words"
+    assert {state.name for state in GateState} == set(GATE_HINTS)
+
+
+def test_the_board_knows_what_is_recorded_from_events_and_diagnostics_whichever_is_newer():
+    board = Board()
+    assert not shown(board, 0)["recorder"]["there"]
+    board.on_diagnostic("recorder", 0, "idle", {}, 0)
+    board.on_event(EpisodeEvent("start", episode="one"), 100 * MS)
+    assert shown(board, 2100 * MS)["recorder"] | {"message": ""} == shown(board, 2100 * MS)["recorder"] | {
+        "recording": "one", "seconds": 2, "message": ""}
+    board.on_diagnostic("recorder", 0, "recording", {"episode": "one"}, 2200 * MS)
+    assert shown(board, 2200 * MS)["recorder"]["seconds"] == 2
+    board.on_event(EpisodeEvent("success", episode="one"), 2300 * MS)
+    assert shown(board, 2300 * MS)["recorder"]["recording"] == ""
+    board.on_diagnostic("recorder: audit", 0, "no warning", {"last verdict": "no-go", "last reason 1": "a gap"}, 2400 * MS)
+    recorder = shown(board, 2400 * MS)["recorder"]
+    assert (recorder["verdict"], recorder["reasons"], recorder["warnings"]) == ("no-go", ["a gap"], [])
+    board.on_diagnostic("sim", 1, "too slow", {}, 2400 * MS)
+    assert shown(board, 2400 * MS)["troubles"] == [{"name": "sim", "level": 1, "message": "too slow"}]
+    assert not shown(board, 9000 * MS)["recorder"]["there"] and not shown(board, 9000 * MS)["troubles"]
 
 
 # -- pure: access
@@ -528,6 +581,9 @@ def test_an_episode_is_recorded_judged_and_listed_with_its_audit(cell):
         tab.click("#start")
         tab.wait_text("#recording", "REC", 15)
         picture_while_jogging(tab)
+        assert cell.client.set_bool("/sim/pause", True)[0]
+        tab.wait_text("#warnings", "silent")
+        assert cell.client.set_bool("/sim/pause", False)[0]
         tab.click("#discard")
         cell.client.spin_for(0.3)
         assert tab.text("#recording"), "a click does not discard"

@@ -34,7 +34,7 @@ def scene_text(tool, cube_x, tick):
     scene = SceneState(
         stamp_ns=10**9 + tick * CONTRACT.control_period_ns, task="push_cube", named="red",
         goal_m=np.array([GOAL_X, 0.0, 0.025]), objects={"red": Pose([cube_x, 0.0, 0.025], [0, 0, 0, 1])}, tool=tool,
-        tool_velocity_m_s=np.zeros(3), gripper=0.0)
+        tool_velocity_m_s=np.zeros(3), gripper=0.0, joint_positions=np.zeros(7))
     return json.dumps(json.loads(scene.to_json()) | {"success": bool(cube_x >= GOAL_X), "failure": False})
 
 

@@ -48,6 +48,7 @@ export class Hands {
   }
 
   onKey(event, isDown) {
+    if (event.key === "Meta") this.allUp();      // while it is down, macOS does not tell that other keys go up
     const found = KEYS[event.code];
     if (!found) return;
     if (!isDown) { this.up(event.code); return; }
