@@ -14,7 +14,7 @@ from pathlib import Path
 import aiohttp
 
 CANDIDATES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-LISTENING = re.compile(r"DevTools listening on ws://[^/]+:(\d+)/")
+LISTENING = re.compile(r"DevTools listening on ws://[^/]+:(\d+)/devtools/browser/(\S+)")
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 20.0
 FLAGS = ("--headless=new", "--remote-debugging-port=0", "--no-first-run", "--disable-gpu", "--disable-dev-shm-usage",
@@ -40,6 +40,7 @@ class Browser:
         self._process: subprocess.Popen | None = None
         self._session: aiohttp.ClientSession | None = None
         self._port = 0
+        self._main: Tab | None = None       # the browser as a whole
 
     def __enter__(self) -> "Browser":
         path = self._folder / "chromium.log"
@@ -53,6 +54,7 @@ class Browser:
             time.sleep(0.05)
         self._port = int(told.group(1))
         self._session = self.run(self._make_session())
+        self._main = Tab(self, "", self._connect(f"browser/{told.group(2)}"))
         return self
 
     def __exit__(self, *_) -> None:
@@ -69,10 +71,14 @@ class Browser:
     def run(self, coroutine):
         return self._loop.run_until_complete(asyncio.wait_for(coroutine, ANSWER_TIMEOUT_S))
 
-    def open(self, url: str, width: int = 1280, height: int = 800, *, phone: bool = False, dark: bool = True) -> "Tab":
-        """A new tab that has loaded a page. phone: as a touch screen with two device pixels per pixel."""
-        target = self.run(self._get("PUT", f"/json/new?{url}"))
-        tab = Tab(self, target["id"], self.run(self._session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0)))
+    def open(self, url: str, width: int = 1280, height: int = 800, *, phone: bool = False, dark: bool = True,
+             window: bool = True) -> "Tab":
+        """A tab that has loaded a page, in a window of its own or in front of the others in the window used last.
+
+        phone: as a touch screen with two device pixels per pixel.
+        """
+        made = self._main.call("Target.createTarget", url=url, newWindow=window)["targetId"]
+        tab = Tab(self, made, self._connect(f"page/{made}"))
         tab.call("Page.enable")
         tab.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone)
         if phone:
@@ -85,16 +91,11 @@ class Browser:
     async def _make_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession()
 
-    async def _get(self, method: str, path: str) -> dict:
-        async with self._session.request(method, f"http://127.0.0.1:{self._port}{path}") as response:
-            return await response.json()
+    def _connect(self, path: str) -> aiohttp.ClientWebSocketResponse:
+        return self.run(self._session.ws_connect(f"ws://127.0.0.1:{self._port}/devtools/{path}", max_msg_size=0))
 
     def close_tab(self, target: str) -> None:
-        async def close():
-            async with self._session.get(f"http://127.0.0.1:{self._port}/json/close/{target}") as response:
-                assert response.status == 200
-
-        self.run(close())
+        self._main.call("Target.closeTarget", targetId=target)
 
 
 class Tab:

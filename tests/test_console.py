@@ -519,7 +519,7 @@ def test_a_tab_that_goes_out_of_sight_is_released(cell):
     with closing(cell.operator()) as tab:
         release = tab.press("[data-jog='3']")
         cell.moves(0, +1)
-        with closing(cell.open()):
+        with closing(cell.open(window=False)):
             assert tab.js("document.hidden")
             cell.rests()
         tab.front()
