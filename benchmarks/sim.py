@@ -111,13 +111,13 @@ class MakeStock:
         return stock_environment(*self._arguments)
 
 
-def memory_mib(pid: int) -> tuple[float, float]:
-    """(RSS, PSS) of a process; PSS counts shared pages in parts."""
+def memory_mib(pid: int) -> tuple[float, float, float]:
+    """(RSS, PSS, private) of a process; PSS counts shared pages in parts, so it changes with other processes, too."""
     fields = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split(":")
         fields[name] = int(value.split()[0]) * 1024 / MIB
-    return fields["Rss"], fields["Pss"]
+    return fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"]
 
 
 def cpu_seconds(pids) -> float:
@@ -156,7 +156,7 @@ task           px |   min / median / max |   min / median / max  |  min / med. /
 
 def print_row(label, size, speeds, memory):
     by_cpu, every = statistics.median(ratios(speeds, "per_cpu_s")), statistics.median(speeds["every"]["per_s"])
-    used = [max(pss for _, pss in memory[side]) for side in ("stock", "ours")]
+    used = [max(pss for _, pss, _ in memory[side]) for side in ("stock", "ours")]
     print(f"{label:13s} {size:4d}| {spread(speeds['stock']['per_s']):>20s} | {spread(speeds['ours']['per_s']):>21s} | "
           f"{spread(ratios(speeds, 'per_s')):>18s} | {by_cpu:7.1f} | {every:7.1f} | {used[0]:5.0f} {used[1]:5.0f}", flush=True)
 
@@ -199,7 +199,7 @@ def further_scene_mib(task: str, scenes: int = 12) -> float:
 
 
 def soak(contract, tasks: list[str], minutes: float) -> dict:
-    """Rollouts of all tasks for so long; the PSS of all workers over time and its slope."""
+    """Rollouts of all tasks for so long; the private memory of all workers over time and its slope."""
     rng, samples, steps = np.random.default_rng(0), [], 0
     with ExitStack() as stack:
         pools = [stack.enter_context(TwinPool(contract, task, "twin", scenes=4, workers=1, image_size=64)) for task in tasks]
@@ -212,7 +212,7 @@ def soak(contract, tasks: list[str], minutes: float) -> dict:
                 actions = middle + half * rng.uniform(-1, 1, (4, CHUNK, contract.action.dim))
                 steps += int(pool.step_chunks(actions, rng.integers(0, 2**31, 4)).executed.sum())
             if not samples or passed - samples[-1][0] > min(10.0, 6 * minutes):
-                samples.append((passed, sum(memory_mib(pid)[1] for pool in pools for pid in pool.worker_pids)))
+                samples.append((passed, sum(memory_mib(pid)[2] for pool in pools for pid in pool.worker_pids)))
                 print(f"{passed / 60:6.1f} min  {samples[-1][1]:8.1f} MiB in {len(pools)} workers  {steps} steps", flush=True)
     late = np.array([sample for sample in samples if sample[0] > 20 * minutes])      # the first third is warm-up
     slope = np.polyfit(late[:, 0], late[:, 1], 1)[0] * 3600 if len(late) > 2 else float("nan")
