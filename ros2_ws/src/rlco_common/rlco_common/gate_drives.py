@@ -107,6 +107,7 @@ class LockstepGate(Gate):
 
     def __init__(self, contract: Contract):
         super().__init__(contract, steps_per_tick=1)
+        self.engaged_tick_ns = 0    # stamp of the first tick that whoever is in charge decides, or decided
         self._open_ns: int | None = None
         self._decided_ns = -1
 
@@ -157,6 +158,8 @@ class LockstepGate(Gate):
 
     def _flush_at_handover(self) -> None:
         """A chunk of the open tick's own observation is as new as can be: a hand-over to the policy keeps it."""
+        following_ns = self._decided_ns + self.contract.control_period_ns
+        self.engaged_tick_ns = following_ns if self._open_ns is None else self._open_ns
         chunk = self._chunk
         self._flush()
         if self._source is Source.POLICY and chunk is not None and chunk.stamp_ns == self._open_ns:

@@ -49,7 +49,6 @@ class GateNode(RlcoLifecycleNode):
         self._live = False
         self._reported = None
         self._driver = Source.NOBODY        # who moved the arm last in this episode
-        self._state_stamp_ns = 0
         self._running_timers = []
         self._endpoints = []
         self.create_service(Trigger, "~/stop", self._on_stop)
@@ -117,8 +116,7 @@ class GateNode(RlcoLifecycleNode):
                 f"{self._contract.topics.ee_pose} is in frame '{message.header.frame_id}', the contract says "
                 f"'{self._contract.robot.base_frame}'", throttle_duration_sec=5.0)
             return
-        self._state_stamp_ns = stamp_to_ns(message.header.stamp)
-        self._gate.on_state(pose_from_msg(message), self._state_stamp_ns, time.monotonic_ns())
+        self._gate.on_state(pose_from_msg(message), stamp_to_ns(message.header.stamp), time.monotonic_ns())
         self._decide()
 
     def _on_deadman(self, message: Bool) -> None:
@@ -219,7 +217,7 @@ class GateNode(RlcoLifecycleNode):
             return
         if self._driver is not Source.NOBODY:
             kind = "takeover" if source is Source.OPERATOR else "hand_back"
-            stamp_ns = self._state_stamp_ns if self._lockstep else self.get_clock().now().nanoseconds
+            stamp_ns = self._gate.engaged_tick_ns if self._lockstep else self.get_clock().now().nanoseconds
             self._events.publish(String(data=EpisodeEvent(kind, stamp_ns=stamp_ns).to_json()))
         self._driver = source
 
