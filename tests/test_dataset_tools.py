@@ -22,10 +22,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from std_msgs.msg import String
 
+from rlco_common import topics
 from rlco_common.contract import load_contract
+from rlco_common.episode import EVENT_TOPIC
 from rlco_common.errors import ConfigError, ContractMismatch, DataError
 from rlco_common.pose import Pose
+from rlco_common.ros import STATE_QOS
 from rlco_teleop.bags import Bag, Segment, read_episode_metadata, typestore
 from rlco_teleop.episode_writer import EpisodeWriter, Stream
 from rlco_trainer.cli import main
@@ -45,6 +49,7 @@ from rlco_trainer.dataset.segments import parts_of
 from rlco_trainer.dataset.splits import HELD_OUT, SplitRule
 from rlco_trainer.dataset.streams import read_streams
 from rlco_trainer.dataset.writer import write_dataset
+from rlco_trainer.sessions import open_session
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -360,6 +365,37 @@ def test_a_policy_alone_demonstrates_nothing_unless_asked(tmp_path):
     bag = one_bag(tmp_path / "bags", events=[(2.9, "takeover")])
     with pytest.raises(DataError, match="too short to learn from"):
         build_dataset(CONTRACT, [bag], tmp_path / "dataset", quiet=True)
+
+
+def test_a_takeover_over_ros_becomes_a_correction(contract, briefly_trained, ros_domain, tmp_path):
+    """Bridge, gate, recorder, policy and operator as processes: the policy starts, the operator takes over and succeeds."""
+    def driver(processes):
+        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=str(briefly_trained), lockstep=True, use_sim_time=True)
+        processes.start_node("rlco_teleop.nodes.teleop_node", device="scripted", lockstep=True, use_sim_time=True)
+        return "/teleop"
+
+    with open_session(contract, tmp_path / "bags", task="push_cube", domain="standin", lockstep=True, operator="both",
+                      driver=driver) as session:
+        client = session.client
+        client.wait_active("/policy", 60.0)
+        session.reset(20_003)
+        scenes = client.subscribe(String, topics.SCENE, STATE_QOS)
+        assert client.set_bool(topics.GATE_ENABLE_POLICY, True)[0]
+        client.wait_until(lambda: scenes.find(lambda message: json.loads(message.data)["steps"] >= 3), 60.0, "three steps")
+        outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START), lambda: client.trigger(topics.OPERATOR_STOP))
+        assert outcome["success"], outcome
+        bag = Path(client.must_trigger(topics.RECORDER_SUCCESS))
+    build_dataset(contract, [bag], tmp_path / "dataset", quiet=True)
+    [episode] = packed_episodes(tmp_path / "dataset")
+    assert episode.record["kind"] == "correction" and episode.record["begin_s"] >= 3 * contract.control_period_s
+    with Bag(bag) as opened:
+        events = [json.loads(item.message.data) for item in opened.messages(EVENT_TOPIC)]
+        twists = {item.stamp_ns: item.message.twist.linear for item in opened.messages(topics.TELEOP_TWIST)}
+    [taken_ns] = [event["stamp_ns"] for event in events if event["kind"] == "takeover"]
+    assert episode.stamps_ns[0] >= taken_ns
+    for stamp_ns, action in zip(episode.stamps_ns, episode.actions, strict=True):
+        wanted = twists[int(stamp_ns)]      # every action of the correction is one that the operator asked for
+        assert action[:3] == pytest.approx(np.array([wanted.x, wanted.y, wanted.z]) * contract.control_period_s, abs=1e-6)
 
 
 segment_lists = st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=6)
