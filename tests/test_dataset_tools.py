@@ -255,6 +255,20 @@ def test_a_missing_stamp_may_be_replaced_by_the_time_of_recording_and_is_flagged
     assert "have no stamp" in report.looks["unstamped"][0] == entry["looks"][0]
 
 
+def test_a_damaged_bag_is_left_out_and_the_others_are_not(bags, tmp_path):
+    for k, place in enumerate((0.3, 0.6, 0.9)):
+        copy = tmp_path / "bags" / f"damaged_{k}"
+        shutil.copytree(bags / "episode_0", copy)
+        [mcap] = copy.glob("*.mcap")
+        data = bytearray(mcap.read_bytes())
+        data[round(place * len(data))] ^= 0x5A
+        mcap.write_bytes(data)
+    shutil.copytree(bags / "episode_1", tmp_path / "bags" / "episode_1")
+    report = build_dataset(CONTRACT, [tmp_path / "bags"], tmp_path / "dataset", quiet=True)
+    assert set(report.kept) == {"episode_1"}
+    assert all("the bag is damaged" in report.left_out[f"damaged_{k}"] for k in range(3)), report.text()
+
+
 def test_two_bags_of_one_name_are_not_mixed_up(bags, tmp_path):
     shutil.copytree(bags / "episode_0", tmp_path / "episode_0")
     with pytest.raises(DataError, match="two bags are called episode_0"):

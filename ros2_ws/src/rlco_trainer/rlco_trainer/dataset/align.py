@@ -75,6 +75,11 @@ class Alignment:
     episode: AlignedEpisode
     refused: list[tuple[int, str]]
 
+    @property
+    def ticks_ns(self) -> list[int]:
+        """Stamps of all ticks of the recording, refused ones included."""
+        return sorted([*self.episode.stamps_ns.tolist(), *(tick for tick, _ in self.refused)])
+
 
 def align(contract: Contract, streams: RecordedStreams, metadata: EpisodeMetadata, *, decode: bool = True) -> Alignment:
     """Align one episode. The grid starts at the first image at which every stream has begun.

@@ -115,8 +115,8 @@ def _of_bag(contract: Contract, examined: Examined) -> AuditedEpisode:
     if examined.alignment is None:
         return AuditedEpisode(**common)
     episode, streams = examined.alignment.episode, examined.streams
-    period_s, zero_ns = contract.control_period_s, int(episode.stamps_ns[0])
-    strip = Strip(max(examined.figures.duration_s, period_s))
+    period_s, zero_ns = contract.control_period_s, examined.alignment.ticks_ns[0]
+    strip = Strip(examined.figures.duration_s)
     joint = contract.robot.gripper_joint
     opening = Samples(streams.joint_states.stamps_ns, [contract.robot.gripper_opening(positions[names.index(joint)])
                                                        for names, positions in streams.joint_states.values])

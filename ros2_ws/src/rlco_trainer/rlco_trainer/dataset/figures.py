@@ -77,7 +77,7 @@ def figures_of_bag(contract: Contract, streams: RecordedStreams, alignment: Alig
         for name, quality in ((name, streams.quality[camera.topic]) for name, camera in contract.cameras.items())}
     openings = _openings(contract, streams.joint_states)
     return EpisodeFigures(
-        ticks=len(episode), duration_s=_duration_s(contract, episode.stamps_ns), refused=len(alignment.refused),
+        ticks=len(episode), duration_s=_duration_s(contract, alignment.ticks_ns), refused=len(alignment.refused),
         refused_reason=alignment.refused[0][1] if alignment.refused else "", **action_figures(contract, episode.actions),
         age_p95_s=age_figures(contract, episode.ages_s), frozen_s=frozen,
         gripper=gripper_check(_seconds(streams.gripper), np.array(streams.gripper.values), _seconds(streams.joint_states),
@@ -191,5 +191,5 @@ def _seconds(samples: Samples) -> np.ndarray:
     return np.array(samples.stamps_ns, np.int64) * 1e-9
 
 
-def _duration_s(contract: Contract, stamps_ns: np.ndarray) -> float:
+def _duration_s(contract: Contract, stamps_ns: list[int]) -> float:
     return float(stamps_ns[-1] - stamps_ns[0]) * 1e-9 + contract.control_period_s

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rosbags.rosbag2.errors import ReaderError
 
 from rlco_common.contract import CameraSpec, Contract
 from rlco_common.errors import DataError
@@ -63,8 +64,11 @@ class _Source(Bag):
 
     def everything(self, topics: set[str]) -> Iterator[tuple[str, str, int, bytes]]:
         """(topic, message type, log time, serialised message) in the order of recording, in one pass over the file."""
-        for connection, log_ns, raw in self._reader.messages(self._connections(topics)):
-            yield connection.topic, connection.msgtype, log_ns, raw
+        try:
+            for connection, log_ns, raw in self._reader.messages(self._connections(topics)):
+                yield connection.topic, connection.msgtype, log_ns, raw
+        except (ReaderError, RuntimeError) as error:    # a bad record, or chunk that does not decompress
+            raise DataError(f"{self.directory}: the bag is damaged ({error}); restore it from a copy") from error
 
     def image(self, camera: CameraSpec, topic: str, log_ns: int, occurrence: int) -> np.ndarray:
         """The image number `occurrence` of those logged at `log_ns`, uint8 RGB. Raises DataError when it is not as the
