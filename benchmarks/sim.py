@@ -112,12 +112,13 @@ class MakeStock:
 
 
 def memory_mib(pid: int) -> tuple[float, float, float]:
-    """(RSS, PSS, private) of a process; PSS counts shared pages in parts, so it changes with other processes, too."""
+    """(RSS, PSS, anonymous) of a process. PSS counts shared pages in parts, so it changes with other processes; anonymous
+    memory is what the process has allocated itself."""
     fields = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, value = line.split(":")
         fields[name] = int(value.split()[0]) * 1024 / MIB
-    return fields["Rss"], fields["Pss"], fields["Private_Clean"] + fields["Private_Dirty"]
+    return fields["Rss"], fields["Pss"], fields["Anonymous"]
 
 
 def cpu_seconds(pids) -> float:
@@ -199,7 +200,7 @@ def further_scene_mib(task: str, scenes: int = 12) -> float:
 
 
 def soak(contract, tasks: list[str], minutes: float) -> dict:
-    """Rollouts of all tasks for so long; the private memory of all workers over time and its slope."""
+    """Rollouts of all tasks for so long; the anonymous memory of all workers over time and its slope."""
     rng, samples, steps = np.random.default_rng(0), [], 0
     with ExitStack() as stack:
         pools = [stack.enter_context(TwinPool(contract, task, "twin", scenes=4, workers=1, image_size=64)) for task in tasks]
