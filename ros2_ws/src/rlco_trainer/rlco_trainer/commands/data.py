@@ -37,7 +37,7 @@ def _demos(commands) -> None:
 
         frames = write_simulated_demos(
             load_contract(options.contract), options.out, task=options.task, domain=options.domain, count=options.count,
-            noise=options.noise, workers=options.workers, variation=chosen_variation(options),
+            noise=options.noise, workers=options.workers, expert=options.expert, variation=chosen_variation(options),
             overwrite=options.overwrite)
         print(f"{options.out}: {options.count} episodes, {frames} frames")
 
@@ -47,6 +47,8 @@ def _demos(commands) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory of the LeRobot dataset")
     parser.add_argument("--domain", default="twin", help="twin, standin, or a domain YAML")
     parser.add_argument("--noise", type=float, default=0.1, help="relative noise on the expert's actions")
+    parser.add_argument("--expert", choices=["scripted", "planned"], default="scripted",
+                        help="planned: collision-free motion planning, for pick_place")
     variation_option(parser)
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")

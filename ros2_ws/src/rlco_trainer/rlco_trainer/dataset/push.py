@@ -20,6 +20,7 @@ def push_dataset(root: Path, repo_id: str, *, private: bool = False, license_id:
     description = card_text(root)
     _require_online()
     import httpx
+    from huggingface_hub.constants import ENDPOINT
     from huggingface_hub.errors import HfHubHTTPError
 
     dataset = lerobot_dataset_class(online=True)(repo_id=repo_id, root=root)
@@ -29,7 +30,7 @@ def push_dataset(root: Path, repo_id: str, *, private: bool = False, license_id:
         raise DataError(f"the hub refused {repo_id}: {error}; check the token's rights and the name") from error
     except (OSError, httpx.HTTPError) as error:
         raise DataError(f"the hub cannot be reached: {error}; try again with a network, or use --dry-run") from error
-    return f"https://huggingface.co/datasets/{repo_id}"
+    return f"{ENDPOINT}/datasets/{repo_id}"
 
 
 def dry_run(root: Path, repo_id: str, *, license_id: str = "apache-2.0") -> str:

@@ -18,8 +18,11 @@ from rlco_trainer.dataset.writer import require_absent, write_dataset
 
 
 def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: str, count: int, noise: float, workers: int,
-                          variation: Variation = NOMINAL, overwrite: bool = False, quiet: bool = False) -> int:
+                          expert: str = "scripted", variation: Variation = NOMINAL, overwrite: bool = False,
+                          quiet: bool = False) -> int:
     """Write `count` successful expert episodes of `task` in `domain`; failures are rejected. Returns the frame count.
+
+    expert: its kind, see rlco_sim_bridge.experts.make_expert.
 
     A stopped generation leaves its episodes beside `out`, and the same call goes on from there; the dataset is the same as
     without the stop. Raises ConfigError when `out` exists (see overwrite), or when held-out objects are asked for.
@@ -28,10 +31,10 @@ def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: s
         raise ConfigError("demonstrations never show the held-out objects; leave out objects=unseen")
     out = Path(out)
     require_absent(out, overwrite)
-    recipe = {"kind": "simulated", "task": task, "domain": str(domain), "expert": "scripted", "noise": noise,
+    recipe = {"kind": "simulated", "task": task, "domain": str(domain), "expert": expert, "noise": noise,
               "variation": variation.text(), "first_seed": SIM_DEMOS.start, "contract_hash": contract.hash}
     spool = EpisodeSpool(out.with_name(f".{out.name}.demos"), recipe, contract.to_json())
-    _generate(contract, spool, task, domain, count, noise, workers, variation, quiet)
+    _generate(contract, spool, task, domain, count, noise, workers, expert, variation, quiet)
     kept = _seeds(spool)[:count]
     episodes = tqdm(spool.episodes(map(str, kept)), total=len(kept), desc=f"write {out.name}", disable=quiet,
                     dynamic_ncols=True)
@@ -41,17 +44,17 @@ def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: s
     return frames
 
 
-def _generate(contract, spool, task, domain, count, noise, workers, variation, quiet) -> None:
+def _generate(contract, spool, task, domain, count, noise, workers, expert, variation, quiet) -> None:
     """Fill the spool up to `count` episodes. Seeds are taken in order, so what it holds is always a beginning."""
     held = _seeds(spool)
     if len(held) >= count:
         return
     seeds = range(held[-1] + 1 if held else SIM_DEMOS.start, SIM_DEMOS.stop)
-    generator = DemoGenerator(contract, task, domain, seeds, count - len(held), noise=noise, workers=workers,
+    generator = DemoGenerator(contract, task, domain, seeds, count - len(held), noise=noise, workers=workers, kind=expert,
                               variation=variation)
     with tqdm(total=count, initial=len(held), desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
         for demo in generator:
-            spool.put(str(demo.seed), _episode(contract, demo, task, domain, variation))
+            spool.put(str(demo.seed), _episode(contract, demo, task, domain, expert, variation))
             bar.set_postfix(rejected=generator.rejected)
             bar.update()
 
@@ -60,10 +63,10 @@ def _seeds(spool: EpisodeSpool) -> list[int]:
     return sorted(map(int, spool.keys()))
 
 
-def _episode(contract: Contract, demo: Rollout, task: str, domain: str, variation: Variation) -> PackedEpisode:
+def _episode(contract: Contract, demo: Rollout, task: str, domain: str, expert: str, variation: Variation) -> PackedEpisode:
     metadata = EpisodeMetadata(
         episode=f"{task}-{domain}-{demo.seed}", task=task, instruction=demo.instruction, domain=domain,
-        operator="scripted expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True,
+        operator=f"{expert} expert", seed=demo.seed, contract_hash=contract.hash, contract=contract.to_json(), success=True,
         variation=variation.text())
     episode = episode_from_steps(contract, demo.observations, demo.intended, metadata)
     return pack(episode.select(~idle_ticks(episode.actions)), {"kind": "simulated"})
