@@ -105,14 +105,15 @@ def test_following_a_target_is_as_exact_as_the_solver_of_small_steps_and_as_cont
 def test_drive_targets_ramp_linearly_to_the_goal_and_stay():
     twin = Twin(CONTRACT, "push_cube", render=False)
     twin.reset(SEED)
-    arm, rows = twin._arm, []
-    arm._set_targets = [lambda value, joint=joint: rows.append((joint, value)) for joint in range(9)]
+    arm, rows, fingers = twin._arm, [], []
+    arm._set_arm = [rows.append] * 7
+    arm._set_fingers = [fingers.append] * 2
     start = arm._goal.copy()
     arm.command(twin.target, 0.5, 20)
     for _ in range(25):
         arm.advance()
-    targets = np.array([value for _, value in rows]).reshape(25, 9)
+    targets = np.array(rows).reshape(25, 7)
     shares = np.minimum(np.arange(1, 26) / 20, 1.0)[:, None]
-    np.testing.assert_allclose(targets[:, :7], start[:7] + shares * (arm._goal[:7] - start[:7]), atol=1e-12)
-    assert (targets[:, 7:] == CONTRACT.robot.gripper_joint_position(0.5)).all()
+    np.testing.assert_allclose(targets, start[:7] + shares * (arm._goal[:7] - start[:7]), atol=1e-12)
+    assert fingers == [CONTRACT.robot.gripper_joint_position(0.5)] * 2, "the fingers do not ramp"
     twin.close()

@@ -78,7 +78,8 @@ class Arm:
         self._articulation = agent.robot._objs[0]
         joints = {joint.name: joint._objs[0] for joint in agent.robot.active_joints}
         joints = [joints[name] for name in (*Panda.arm_joint_names, *Panda.gripper_joint_names)]
-        self._set_targets = [joint.set_drive_target for joint in joints]
+        self._set_arm = [joint.set_drive_target for joint in joints[:-FINGERS]]
+        self._set_fingers = [joint.set_drive_target for joint in joints[-FINGERS:]]
         self._limits = np.array([joint.limits[0] for joint in joints])[:-FINGERS]
         self._kinematics = kinematics(agent.urdf_path)
         self._robot = robot
@@ -93,6 +94,7 @@ class Arm:
         self._goal = np.array(qpos, dtype=np.float64)
         self._ramp, self._ramp_step = [self._goal.tolist()], 0
         self._pending = deque(self._ramp * self._delay_steps)
+        self._fingers = None
         self._drive(self._ramp[0])
 
     def command(self, target: Pose, gripper: float, steps: int) -> None:
@@ -125,5 +127,9 @@ class Arm:
         return compose_delta(self._start_tool, self._spec.axis_gain() * delta_between(self._start_tool, target))
 
     def _drive(self, positions):
-        for set_target, position in zip(self._set_targets, positions, strict=True):
+        for set_target, position in zip(self._set_arm, positions, strict=False):
             set_target(position)
+        if positions[-FINGERS:] != self._fingers:       # they do not ramp, so mostly they have their targets already
+            self._fingers = positions[-FINGERS:]
+            for set_target, position in zip(self._set_fingers, self._fingers, strict=True):
+                set_target(position)

@@ -25,6 +25,7 @@ from rlco_sim_bridge.tasks.base import Snapshot
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
 _XYZW = [1, 2, 3, 0]    # of SAPIEN's quaternions
+_NO_BODIES = np.zeros((0, 3)), np.zeros((0, 4))
 
 
 class Twin:
@@ -53,7 +54,6 @@ class Twin:
         self._articulation = self._env.agent.robot._objs[0]
         self._tool_link = self._env.agent.tcp._objs[0]
         self._bodies = {name: actor._objs[0] for name, actor in self._env.bodies.items()}
-        self._positions, self._quaternions = np.zeros((len(self._bodies), 3)), np.zeros((len(self._bodies), 4))
         self._dynamics = {name: entity.find_component_by_type(sapien.physx.PhysxRigidDynamicComponent)
                           for name, entity in self._bodies.items() if not self.task.bodies[name].fixed}
         self._cabinet = self._env.cabinet._objs[0] if self._env.cabinet is not None else None
@@ -198,14 +198,15 @@ class Twin:
         return StepResult(self._success, self._failure, steps, self._success or self._failure or steps >= self.max_steps)
 
     def _snapshot(self) -> Snapshot:
-        for row, entity in enumerate(self._bodies.values()):
-            pose = entity.get_pose()
-            self._positions[row], self._quaternions[row] = pose.p, pose.q
-        return Snapshot(
-            position=self._positions.copy(), quaternion=self._quaternions[:, _XYZW],
-            tool=self._tool_link.get_entity_pose().p.astype(np.float64),
-            opening=np.float64(self.contract.robot.gripper_opening(float(self._articulation.get_qpos()[7]))),
-            travel=np.float64(self._travel_m()))
+        poses = [entity.get_pose() for entity in self._bodies.values()]
+        if poses:
+            position = np.concatenate([pose.p for pose in poses], dtype=np.float64).reshape(-1, 3)
+            quaternion = np.concatenate([pose.q for pose in poses], dtype=np.float64).reshape(-1, 4)[:, _XYZW]
+        else:
+            position, quaternion = _NO_BODIES
+        return Snapshot(position, quaternion, tool=self._tool_link.get_entity_pose().p.astype(np.float64),
+                        opening=np.float64(self.contract.robot.gripper_opening(float(self._articulation.get_qpos()[7]))),
+                        travel=np.float64(self._travel_m()))
 
     def _travel_m(self) -> float:
         return float(self._cabinet.get_qpos()[0]) if self._cabinet is not None else 0.0
