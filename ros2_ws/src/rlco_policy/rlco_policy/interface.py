@@ -100,6 +100,7 @@ class VLAPolicy(nn.Module, ABC):
     """A vision-language-action policy. Built by `registry.create_policy` or loaded by `checkpoint.load_policy`."""
 
     config_class: ClassVar[type]
+    real_time_chunking: ClassVar[bool] = False      # act() continues a `prev_chunk`
     spec: PolicySpec
 
     def __init__(self, config: Any, contract: Contract, statistics: Statistics):
@@ -148,8 +149,14 @@ class VLAPolicy(nn.Module, ABC):
         """Per-element supervised errors [B, horizon, A] with gradient, and metrics."""
 
     @abstractmethod
-    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """Deployment: [B, chunk, A] physical, no gradient. Deterministic at temperature 0; above, give a generator."""
+    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None,
+            prev_chunk: Tensor | None = None, delay: int = 0, steps: int | None = None) -> Tensor:
+        """Deployment: [B, steps, A] physical, no gradient. Deterministic at temperature 0; above, give a generator.
+
+        steps: how many of the predicted steps to return, 1..horizon; None: `chunk`. prev_chunk [B, n, A] physical: what
+        is left of the chunk under way, from this chunk's first step on; its first `delay` steps will have been executed
+        when this chunk arrives. Only policies with `real_time_chunking` are given one (see guidance.py).
+        """
 
     @abstractmethod
     def sample(self, inputs: ModelInputs, *, generator: torch.Generator) -> Sampled:

@@ -17,6 +17,7 @@ from rlco_policy.compact.base import CompactPolicy
 from rlco_policy.compact.config import CompactFlowConfig
 from rlco_policy.compact.encoder import Prefix
 from rlco_policy.compact.layers import Block, KeyValue, TimeEmbedding, value_head
+from rlco_policy.guidance import ChunkGuidance
 from rlco_policy.interface import (
     Evaluated,
     ModelInputs,
@@ -33,6 +34,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 class CompactFlow(CompactPolicy):
     config_class = CompactFlowConfig
+    real_time_chunking = True
 
     def __init__(self, config: CompactFlowConfig, contract: Contract, statistics: Statistics):
         super().__init__(config, contract, statistics)
@@ -71,7 +73,8 @@ class CompactFlow(CompactPolicy):
         return flow + self.config.plan_weight * plan, metrics
 
     @torch.no_grad()
-    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None,
+            prev_chunk: Tensor | None = None, delay: int = 0, steps: int | None = None) -> Tensor:
         """Euler steps of the ODE from `temperature` times standard normal noise; from zero at temperature 0."""
         memory = self.expert.read(self.encode(inputs))
         shape = (len(inputs["proprio"]), self.spec.horizon, self.spec.action_dim)
@@ -79,10 +82,15 @@ class CompactFlow(CompactPolicy):
             x = temperature * normal(shape, require_generator(generator, "act(temperature > 0)"), self.device)
         else:
             x = torch.zeros(shape, device=self.device)
-        for k in range(self.config.denoise_steps):
+        euler_steps = self.config.denoise_steps
+        guidance = None if prev_chunk is None else ChunkGuidance(
+            self.normalizer.normalise(prev_chunk.to(self.device)), delay, self.spec.horizon, euler_steps)
+        for k in range(euler_steps):
             velocity, _ = self.expert(x, self._grid_time(k, len(x)), memory)
-            x = x + velocity / self.config.denoise_steps
-        return self.normalizer.denormalise(x[:, : self.spec.chunk])
+            if guidance is not None:
+                velocity = guidance.correct(velocity, x, k / euler_steps)
+            x = x + velocity / euler_steps
+        return self.normalizer.denormalise(x[:, : steps or self.spec.chunk])
 
     @torch.no_grad()
     def sample(self, inputs: ModelInputs, *, generator: torch.Generator) -> Sampled:

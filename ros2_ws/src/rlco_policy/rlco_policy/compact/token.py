@@ -64,12 +64,13 @@ class CompactToken(CompactPolicy):
         return self._by_step(error) + self.config.plan_weight * plan, metrics
 
     @torch.no_grad()
-    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """Greedy tokens at temperature 0, sampled ones above."""
+    def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None,
+            prev_chunk: Tensor | None = None, delay: int = 0, steps: int | None = None) -> Tensor:
+        """Greedy tokens at temperature 0, sampled ones above. A `prev_chunk` has no effect."""
         if temperature > 0:
             require_generator(generator, "act(temperature > 0)")
         tokens, _, _ = self.decoder.generate(self.encode(inputs), temperature, generator)
-        return self.actions_of(tokens)
+        return self.actions_of(tokens)[:, :steps]
 
     @torch.no_grad()
     def sample(self, inputs: ModelInputs, *, generator: torch.Generator) -> Sampled:
