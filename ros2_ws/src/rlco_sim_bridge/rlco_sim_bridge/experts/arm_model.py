@@ -51,17 +51,15 @@ class Box:
             raise ValueError(f"box '{self.name}' needs a finite pose and positive half sizes")
 
 
-class ArmModel:
-    """An arm among boxes. The links are the convex hulls of the URDF's collision meshes, as ManiSkill's physics has them.
+class ArmKinematics:
+    """An arm as its URDF describes it, without its shapes. tool_frame: link whose pose is meant.
 
-    The SRDF beside the URDF (same stem) names the links that may touch. Obstacles are checked against moving links only:
-    the base stands on its table. margin_m: what is nearer than this counts as touching an obstacle.
-    tool_frame: link whose pose is planned. Raises ConfigError for unreadable files and unknown names.
+    lower, upper: [n] joint limits in radians. max_speed: [n] rad/s. Raises ConfigError for unreadable files and unknown names.
     """
 
-    def __init__(self, urdf: str | Path, obstacles: Sequence[Box] = (), *, tool_frame: str = "panda_hand_tcp",
-                 arm_joints: Sequence[str] = PANDA_JOINTS, finger_opening_m: float = 0.04, margin_m: float = 0.01):
-        self._model, self._links, self._self_pairs = _load(Path(urdf))
+    def __init__(self, urdf: str | Path, *, tool_frame: str = "panda_hand_tcp", arm_joints: Sequence[str] = PANDA_JOINTS,
+                 finger_opening_m: float = 0.04):
+        self._model = _load_model(Path(urdf))
         missing = [name for name in arm_joints if not self._model.existJointName(name)]
         if missing or not self._model.existFrame(tool_frame):
             raise ConfigError(f"{urdf}: no joint or link {', '.join(missing) or tool_frame}")
@@ -70,27 +68,11 @@ class ArmModel:
         self._columns = np.array([joint.idx_v for joint in joints])
         self.joint_names = tuple(arm_joints)
         self.lower, self.upper = self._model.lowerPositionLimit[self._at], self._model.upperPositionLimit[self._at]
+        self.max_speed = self._model.velocityLimit[self._columns]
         self._tool = self._model.getFrameId(tool_frame)
         self._data = self._model.createData()
         self._full = np.clip(np.full(self._model.nq, finger_opening_m), self._model.lowerPositionLimit,
                              self._model.upperPositionLimit)
-        self._margin_m = margin_m
-        self._obstacles, self._held = tuple(obstacles), None
-        self._build()
-
-    def set_obstacles(self, obstacles: Sequence[Box]) -> None:
-        """Replace all obstacles."""
-        self._obstacles = tuple(obstacles)
-        self._build()
-
-    def hold(self, held: Box | None, finger_opening_m: float | None = None) -> None:
-        """Attach a box to the tool (pose in the tool frame), or detach it with None. It may touch the hand that holds it."""
-        self._held = held
-        if finger_opening_m is not None:
-            fingers = np.setdiff1d(np.arange(self._model.nq), self._at)
-            self._full[fingers] = np.clip(finger_opening_m, self._model.lowerPositionLimit[fingers],
-                                          self._model.upperPositionLimit[fingers])
-        self._build()
 
     def within_limits(self, qpos) -> bool:
         """True when every joint of [n] is within its limits, give or take a milliradian."""
@@ -131,6 +113,40 @@ class ArmModel:
         raise OutOfReach(f"no joint positions found with the tool at {pose.position.round(3).tolist()} m, quaternion "
                          f"{pose.quaternion.round(3).tolist()}; give a pose within reach, or start nearer to it")
 
+    def _complete(self, qpos):
+        self._full[self._at] = qpos
+        return self._full
+
+
+class ArmModel(ArmKinematics):
+    """An arm among boxes. The links are the convex hulls of the URDF's collision meshes, as ManiSkill's physics has them.
+
+    The SRDF beside the URDF (same stem) names the links that may touch. Obstacles are checked against moving links only:
+    the base stands on its table. margin_m: what is nearer than this counts as touching an obstacle.
+    tool_frame: link whose pose is planned. Raises ConfigError for unreadable files and unknown names.
+    """
+
+    def __init__(self, urdf: str | Path, obstacles: Sequence[Box] = (), *, margin_m: float = 0.01, **kinematics):
+        super().__init__(urdf, **kinematics)
+        self._links, self._self_pairs = _load_links(Path(urdf))
+        self._margin_m = margin_m
+        self._obstacles, self._held = tuple(obstacles), None
+        self._build()
+
+    def set_obstacles(self, obstacles: Sequence[Box]) -> None:
+        """Replace all obstacles."""
+        self._obstacles = tuple(obstacles)
+        self._build()
+
+    def hold(self, held: Box | None, finger_opening_m: float | None = None) -> None:
+        """Attach a box to the tool (pose in the tool frame), or detach it with None. It may touch the hand that holds it."""
+        self._held = held
+        if finger_opening_m is not None:
+            fingers = np.setdiff1d(np.arange(self._model.nq), self._at)
+            self._full[fingers] = np.clip(finger_opening_m, self._model.lowerPositionLimit[fingers],
+                                          self._model.upperPositionLimit[fingers])
+        self._build()
+
     def is_free(self, qpos) -> bool:
         """True when at joint positions [n] nothing touches."""
         return not pinocchio.computeCollisions(self._model, self._data, self._geometry, self._checks, self._complete(qpos),
@@ -144,10 +160,6 @@ class ArmModel:
                 objects = self._geometry.geometryObjects
                 return self._name(objects[pair.first]), self._name(objects[pair.second])
         return None
-
-    def _complete(self, qpos):
-        self._full[self._at] = qpos
-        return self._full
 
     def _name(self, geometry) -> str:
         if geometry.name in (_HELD, *(box.name for box in self._obstacles)):
@@ -185,14 +197,22 @@ class ArmModel:
 
 
 @lru_cache(maxsize=4)
-def _load(urdf: Path):
-    """(model, geometry of the links, pairs of them that must not touch)."""
-    srdf = urdf.with_suffix(".srdf")
-    for path in (urdf, srdf):
-        if not path.is_file():
-            raise ConfigError(f"{path} does not exist; motion planning needs the arm's URDF and an SRDF of the same name")
+def _load_model(urdf: Path):
+    if not urdf.is_file():
+        raise ConfigError(f"{urdf} does not exist; give the path of the arm's URDF")
     try:
-        model = pinocchio.buildModelFromUrdf(str(urdf))
+        return pinocchio.buildModelFromUrdf(str(urdf))
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"{urdf}: {error}") from error
+
+
+@lru_cache(maxsize=4)
+def _load_links(urdf: Path):
+    """(geometry of the links, pairs of them that must not touch)."""
+    model, srdf = _load_model(urdf), urdf.with_suffix(".srdf")
+    if not srdf.is_file():
+        raise ConfigError(f"{srdf} does not exist; motion planning needs an SRDF beside the URDF, of the same name")
+    try:
         links = pinocchio.buildGeomFromUrdf(model, str(urdf), pinocchio.GeometryType.COLLISION,
                                             package_dirs=[str(urdf.parent)])
     except (ValueError, RuntimeError) as error:
@@ -203,7 +223,7 @@ def _load(urdf: Path):
             link.geometry = link.geometry.convex
     links.addAllCollisionPairs()
     pinocchio.removeCollisionPairs(model, links, str(srdf))
-    return model, links, [(pair.first, pair.second) for pair in links.collisionPairs]
+    return links, [(pair.first, pair.second) for pair in links.collisionPairs]
 
 
 def _newton_step(jacobian, left, posture):
