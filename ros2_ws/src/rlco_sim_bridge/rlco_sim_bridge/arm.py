@@ -97,11 +97,13 @@ class Arm:
         self._fingers = None
         self._drive(self._ramp[0])
 
-    def command(self, target: Pose, gripper: float, steps: int) -> None:
-        """Move to `target` (base frame) and gripper opening [0, 1] linearly in joint space over `steps` physics steps."""
-        solved = self._kinematics.follow(self._miscalibrated(target), self._articulation.get_qpos().astype(np.float64))
+    def command(self, target: Pose | np.ndarray, gripper: float, steps: int) -> None:
+        """Move to `target` and gripper opening [0, 1] linearly in joint space over `steps` physics steps.
+
+        target: tool pose in the base frame, or arm joint positions [7], which know no gain.
+        """
         start, goal, steps = self._goal, self._goal.copy(), max(1, steps)
-        arm = solved[:-FINGERS] if solved is not None else None
+        arm = self._solved(target) if isinstance(target, Pose) else target
         if arm is None or (arm < self._limits[:, 0]).any() or (arm > self._limits[:, 1]).any():
             self.unreached += 1
         else:
@@ -120,6 +122,10 @@ class Arm:
             self._pending.append(row)
             row = self._pending.popleft()
         self._drive(row)
+
+    def _solved(self, target: Pose) -> np.ndarray | None:
+        solved = self._kinematics.follow(self._miscalibrated(target), self._articulation.get_qpos().astype(np.float64))
+        return None if solved is None else solved[:-FINGERS]
 
     def _miscalibrated(self, target: Pose) -> Pose:
         if self._spec.gain == 1.0:

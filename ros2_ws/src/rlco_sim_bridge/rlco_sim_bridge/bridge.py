@@ -65,11 +65,14 @@ class SimulatedCell:
                             domain=self._twin.domain.name, seed=choice.seed,
                             variation=variation_from_text(choice.variation).text())
 
-    def command(self, target: Pose | None = None, gripper: float | None = None) -> None:
-        """What the arm and the gripper shall do from now on. Raises ValueError on a non-finite command."""
+    def command(self, target: Pose | np.ndarray | None = None, gripper: float | None = None) -> None:
+        """What the arm and the gripper shall do from now on. target: tool pose, or joint positions [7].
+
+        Raises ValueError on a non-finite command.
+        """
         if target is not None:
-            if not target.is_finite():
-                raise ValueError(f"non-finite target pose {target.as_array().tolist()}")
+            if not (target.is_finite() if isinstance(target, Pose) else np.isfinite(target).all()):
+                raise ValueError(f"non-finite target {target.as_array().tolist() if isinstance(target, Pose) else target}")
             self._target = target
         if gripper is not None:
             if not np.isfinite(gripper):

@@ -3,11 +3,12 @@
 from rcl_interfaces.msg import SetParametersResult
 
 from rlco_common.contract import Contract
-from rlco_common.errors import RlcoError
+from rlco_common.errors import ConfigError, RlcoError
 from rlco_common.ros import declare
 from rlco_sim_bridge.bridge import EpisodeChoice, check_choice
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
 from rlco_sim_bridge.pacing import whole_multiple
+from rlco_sim_bridge.ros import PoseInput, TrajectoryInput
 from rlco_sim_bridge.tasks import TASKS
 
 _FIRST = EpisodeChoice("push_cube", "twin", 0)
@@ -45,6 +46,19 @@ def declare_rates(node) -> tuple[float, float, int]:
                              "state_rate_hz must be a multiple of it", low=0.1, high=100.0, read_only=True)
     whole_multiple(PHYSICS_RATE_HZ, state_rate_hz, "the physics rate", "state_rate_hz")
     return state_rate_hz, camera_rate_hz, whole_multiple(state_rate_hz, camera_rate_hz, "state_rate_hz", "camera_rate_hz")
+
+
+def declare_arm_input(node, contract: Contract, state_rate_hz: float, lockstep: bool) -> PoseInput | TrajectoryInput:
+    """What the arm listens to. Raises ConfigError for trajectories in lock step: they bear no stamp of a tick."""
+    kind = declare(node, "arm_input", "pose", "what the arm takes: target poses, or real time only the joint trajectories of "
+                   "an arm adapter", choices=("pose", "trajectory"), read_only=True)
+    topic = declare(node, "trajectory_topic", "/joint_trajectory_controller/joint_trajectory", "where joint trajectories come",
+                    read_only=True)
+    if kind == "pose":
+        return PoseInput(contract, 1.0 / state_rate_hz)
+    if lockstep:
+        raise ConfigError("arm_input trajectory is for real time; in lock step use arm_input pose")
+    return TrajectoryInput(contract, topic)
 
 
 def chosen(node) -> EpisodeChoice:

@@ -12,13 +12,14 @@ from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
+from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common.contract import CameraSpec, Contract
 from rlco_common.errors import DataError, RlcoError
 from rlco_common.messages import pose_from_msg
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
-from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg, stamp_from_ns
+from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg, stamp_from_ns, stamp_to_ns
 from rlco_sim_bridge.domain import CameraView
 from rlco_sim_bridge.frames import optical_pose
 
@@ -73,6 +74,47 @@ def target_from_msg(contract: Contract, message: PoseStamped) -> Pose:
         raise DataError(f"{contract.topics.target_pose} is in frame '{message.header.frame_id}', not "
                         f"'{contract.robot.base_frame}'; ignored")
     return pose_from_msg(message)
+
+
+class PoseInput:
+    """Target poses, as a Cartesian controller takes them. Every arm input has a message type, a topic, and these methods."""
+
+    message_type = PoseStamped
+
+    def __init__(self, contract: Contract, ramp_s: float):
+        """ramp_s: in which the arm goes to a target."""
+        self.topic = contract.topics.target_pose
+        self._contract, self._ramp_s = contract, ramp_s
+
+    def stamp_ns(self, message: PoseStamped, now_ns: int) -> int:
+        """When the command was given."""
+        return stamp_to_ns(message.header.stamp)
+
+    def read(self, message: PoseStamped) -> tuple[Pose, float]:
+        """The commanded target, and the time in which to get there. Raises DataError."""
+        return target_from_msg(self._contract, message), self._ramp_s
+
+
+class TrajectoryInput:
+    """Joint trajectories of one point, as a joint_trajectory_controller takes them: joints by name, in any order."""
+
+    message_type = JointTrajectory
+
+    def __init__(self, contract: Contract, topic: str):
+        self.topic = topic
+        self._joints = contract.robot.arm_joints
+
+    def stamp_ns(self, message: JointTrajectory, now_ns: int) -> int:
+        return stamp_to_ns(message.header.stamp) or now_ns      # without a stamp a trajectory begins now
+
+    def read(self, message: JointTrajectory) -> tuple[np.ndarray, float]:
+        if len(message.points) != 1 or sorted(message.joint_names) != sorted(self._joints) or len(
+                message.points[0].positions) != len(self._joints):
+            raise DataError(f"{self.topic}: expected one point with the joints {', '.join(self._joints)}; ignored")
+        point = message.points[0]
+        positions = dict(zip(message.joint_names, point.positions, strict=True))
+        duration_s = point.time_from_start.sec + point.time_from_start.nanosec / 1e9
+        return np.array([positions[name] for name in self._joints]), duration_s
 
 
 def opening_from_msg(contract: Contract, message: Float64MultiArray) -> float:

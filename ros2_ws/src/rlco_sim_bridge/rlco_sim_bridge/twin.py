@@ -113,12 +113,16 @@ class Twin:
         self.command(target, gripper, duration_s)
         return self.simulate(duration_s)
 
-    def command(self, target: Pose, gripper: float, ramp_s: float) -> None:
-        """Command as `apply_target` does, without simulating: the arm's drives get there linearly in `ramp_s`."""
+    def command(self, target: Pose | np.ndarray, gripper: float, ramp_s: float) -> None:
+        """Command as `apply_target` does, without simulating: the arm's drives get there linearly in `ramp_s`.
+
+        target: tool pose, or joint positions [7]; a following `step` then composes its delta onto the measured pose.
+        """
         self._require_state()
-        if not (target.is_finite() and math.isfinite(gripper)):
-            raise ValueError(f"non-finite command: {target.as_array().tolist()}, gripper {gripper}")
-        self._target = target
+        numbers = target.as_array() if isinstance(target, Pose) else target
+        if not (np.isfinite(numbers).all() and math.isfinite(gripper)):
+            raise ValueError(f"non-finite command: {numbers.tolist()}, gripper {gripper}")
+        self._target = target if isinstance(target, Pose) else self.tool_pose()
         self._arm.command(target, gripper, round(ramp_s * PHYSICS_RATE_HZ))
 
     def simulate(self, duration_s: float) -> StepResult:

@@ -14,7 +14,6 @@ from dataclasses import replace
 os.environ.setdefault("LP_NUM_THREADS", "1")    # small pictures: more threads of the CPU renderer only cost
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from geometry_msgs.msg import PoseStamped
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rosgraph_msgs.msg import Clock as ClockMessage
@@ -33,13 +32,12 @@ from rlco_common.ros import (
     declare_contract,
     diagnostics,
     run_node,
-    stamp_to_ns,
 )
 from rlco_sim_bridge.bridge import SimulatedCell
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
 from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter, RealTimePacer
-from rlco_sim_bridge.parameters import chosen, declare_choice, declare_rates
-from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg, opening_from_msg, target_from_msg
+from rlco_sim_bridge.parameters import chosen, declare_arm_input, declare_choice, declare_rates
+from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg, opening_from_msg
 from rlco_sim_bridge.standard_services import StandardServices
 
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -58,6 +56,7 @@ class BridgeNode(RlcoLifecycleNode):
         self._state_rate_hz, self._camera_rate_hz, image_every = declare_rates(self)
         declare(self, "jpeg_quality", 90, "quality of /compressed images, which are made while somebody subscribes",
                 low=1, high=100)
+        self._arm_input = declare_arm_input(self, self._contract, self._state_rate_hz, self._lockstep)
         self._tf = declare(self, "publish_tf", "all", "TF of tool and cameras; cameras: where robot_state_publisher gives "
                            "the tool's", choices=TF_CHOICES, read_only=True)
         declare_choice(self, self._contract)
@@ -107,7 +106,7 @@ class BridgeNode(RlcoLifecycleNode):
         self._diagnostics = advertise(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS, joins=False)
         # The gripper comes first: it is sent before the pose of its tick, and rclpy serves subscriptions in this order.
         self._endpoints.subscribe(Float64MultiArray, names.gripper_command, self._on_gripper, COMMAND_QOS)
-        self._endpoints.subscribe(PoseStamped, names.target_pose, self._on_target, COMMAND_QOS)
+        self._endpoints.subscribe(self._arm_input.message_type, self._arm_input.topic, self._on_target, COMMAND_QOS)
         self.offer(Trigger, "reset", lambda request, response: answer(self, response, self.new_episode))
         self.offer(Trigger, "step", lambda request, response: answer(self, response, self.step))
         self.offer(SetBool, "pause", lambda request, response: answer(self, response, lambda: self.pause(request.data)))
@@ -200,16 +199,17 @@ class BridgeNode(RlcoLifecycleNode):
         except DataError as error:
             self.get_logger().error(str(error), throttle_duration_sec=5.0)
 
-    def _on_target(self, message: PoseStamped) -> None:
+    def _on_target(self, message) -> None:
         if not self.live:
             return
         if not (self._lockstep or self.paused):
             self._catch_up()        # a command acts from its arrival on, not from the last state on
-        stamp_ns = stamp_to_ns(message.header.stamp)
+        stamp_ns = self._arm_input.stamp_ns(message, self._stamp_ns())
         if stamp_ns != self._sim_clock.now_ns if self._lockstep else stamp_ns < self._deaf_until_ns:
             return
         try:
-            self._cell.command(target_from_msg(self._contract, message), self._gripper)
+            target, self._ramp_s = self._arm_input.read(message)
+            self._cell.command(target, self._gripper)
         except (DataError, ValueError) as error:
             self.get_logger().error(str(error), throttle_duration_sec=5.0)
             return
@@ -224,7 +224,7 @@ class BridgeNode(RlcoLifecycleNode):
             return
         if not self._lockstep:
             self._commanded = False
-            self._cell.drive(1.0 / self._state_rate_hz)
+            self._cell.drive(self._ramp_s)
         elif not self._cell.result.done:
             self._tick()
 
