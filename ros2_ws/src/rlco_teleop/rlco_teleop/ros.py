@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from geometry_msgs.msg import Twist, TwistStamped
@@ -11,6 +11,7 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import JointState
 from sensor_msgs.msg import Joy as JoyMessage
 from std_msgs.msg import Bool, Float64, Float64MultiArray, String
+from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from rlco_common import topics
 from rlco_common.contract import Contract
@@ -42,6 +43,14 @@ def joints_from_msg(message: JointState) -> Joints:
     return Joints(dict(zip(message.name, message.position, strict=False)))
 
 
+def joint_point_msg(names: Sequence[str], positions: np.ndarray, duration_s: float) -> JointTrajectory:
+    """One point to be reached in `duration_s` from now. Without velocities, since no trajectory may end on any but zero."""
+    point = JointTrajectoryPoint(positions=[float(value) for value in positions])
+    point.time_from_start.sec = int(duration_s)
+    point.time_from_start.nanosec = round((duration_s - int(duration_s)) * 1e9)
+    return JointTrajectory(joint_names=list(names), points=[point])
+
+
 def twist_from_msg(message: Twist) -> np.ndarray:
     """[6] linear and angular."""
     linear, angular = message.linear, message.angular
@@ -68,21 +77,22 @@ class Endpoints:
         return bool(self._made)
 
     def publisher(self, message_type, topic: str, qos=COMMAND_QOS):
-        return self._keep(self._node.destroy_publisher, self._node.create_publisher(message_type, topic, qos))
+        return self.keep(self._node.destroy_publisher, self._node.create_publisher(message_type, topic, qos))
 
     def subscribe(self, message_type, topic: str, callback, qos=STATE_QOS, raw: bool = False):
         made = self._node.create_subscription(message_type, topic, callback, qos, raw=raw)
-        return self._keep(self._node.destroy_subscription, made)
+        return self.keep(self._node.destroy_subscription, made)
 
     def timer(self, period_s: float, callback, clock):
-        return self._keep(self._node.destroy_timer, self._node.create_timer(period_s, callback, clock=clock))
+        return self.keep(self._node.destroy_timer, self._node.create_timer(period_s, callback, clock=clock))
 
     def clear(self) -> None:
         for destroy, made in self._made:
             destroy(made)
         self._made.clear()
 
-    def _keep(self, destroy, made):
+    def keep(self, destroy: Callable, made):
+        """Have `destroy(made)` called with the rest; returns `made`."""
         self._made.append((destroy, made))
         return made
 
