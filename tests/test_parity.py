@@ -35,6 +35,7 @@ def episodes(contract, briefly_trained, tmp_path_factory):
     can be kept: [(stamp, inputs)]; bridge, gate and recorder are processes of their own. {task: (inputs, bag, outcome)}"""
     import os
 
+    from rlco_policy import runner
     from rlco_policy.nodes import policy_node
 
     domain = str(1 + (os.getpid() + 50) % 90)
@@ -43,17 +44,16 @@ def episodes(contract, briefly_trained, tmp_path_factory):
     out = tmp_path_factory.mktemp("parity")
     seen = []
 
-    class KeepingRunner(policy_node.PolicyRunner):
-        def infer(self, observation, instruction):
-            actions = super().infer(observation, instruction)
+    class KeepingRunner(runner.PolicyRunner):
+        def infer(self, observation, instruction, *execution):
+            actions = super().infer(observation, instruction, *execution)
             inputs = self.policy.preprocess(observation_batch(self.policy, [observation], [instruction]))
             seen.append((observation.stamp_ns, inputs))
             return actions
 
-    original, policy_node.PolicyRunner = policy_node.PolicyRunner, KeepingRunner
     rclpy.init(args=["--ros-args", "-p", f"checkpoint:={briefly_trained}", "-p", "lockstep:=true",
                      "-p", "use_sim_time:=true"])
-    node = policy_node.PolicyNode()
+    node = policy_node.PolicyNode(lambda checkpoint, contract, **_: KeepingRunner(load_policy(checkpoint, contract), contract))
     executor = SingleThreadedExecutor()
     executor.add_node(node)
     spinning = threading.Thread(target=executor.spin, daemon=True)
@@ -68,7 +68,6 @@ def episodes(contract, briefly_trained, tmp_path_factory):
         spinning.join(timeout=10)
         node.destroy_node()
         rclpy.try_shutdown()
-        policy_node.PolicyRunner = original
         if previous is None:
             del os.environ["ROS_DOMAIN_ID"]
         else:

@@ -1,4 +1,6 @@
-"""Observation -> action chunk, and when the next one is due. What the policy node runs; usable without ROS."""
+"""Observation -> action chunk with a policy of this process. What the policy node runs; usable without ROS."""
+
+import time
 
 import numpy as np
 import torch
@@ -6,10 +8,8 @@ import torch
 from rlco_common.contract import Contract, require_same_contract
 from rlco_common.errors import DataError
 from rlco_common.observation import Observation, encode_image, encode_proprioception
+from rlco_policy.execution import START, Continuation
 from rlco_policy.interface import ObsBatch, VLAPolicy
-
-STAMP_TOLERANCE = 0.1
-"""Share of a control period by which a frame may come early and still start the next chunk (camera jitter)."""
 
 
 class PolicyRunner:
@@ -18,44 +18,46 @@ class PolicyRunner:
     def __init__(self, policy: VLAPolicy, contract: Contract, temperature: float = 0.0):
         require_same_contract(contract, policy.contract, "the policy")
         self.policy, self.contract, self.temperature = policy, contract, temperature
+        self.horizon, self.chunk, self.guided = policy.spec.horizon, policy.spec.chunk, policy.real_time_chunking
+        self.latency_s = 0.0
         self._generator = torch.Generator()
-        self._chunk_ns = policy.spec.chunk * contract.control_period_ns
-        self._last_ns: int | None = None
         self.new_episode(0)
 
     def new_episode(self, seed: int = 0) -> None:
-        """Forget the schedule and start the random numbers over (they matter at temperature > 0 only)."""
+        """Start the random numbers over (they matter at temperature > 0 only)."""
         self._generator.manual_seed(max(seed, 0))
-        self.interrupt()
 
-    def interrupt(self) -> None:
-        """The running chunk is void (an operator took over): the next observation starts a new one."""
-        self._last_ns = None
-
-    def due(self, stamp_ns: int) -> bool:
-        """Whether an observation of this stamp starts a new chunk. A clock that jumped back starts one, too."""
-        if self._last_ns is None or stamp_ns < self._last_ns:
-            return True
-        return stamp_ns >= self._last_ns + self._chunk_ns - STAMP_TOLERANCE * self.contract.control_period_ns
-
-    def infer(self, observation: Observation, instruction: str) -> np.ndarray:
-        """Actions float64 [chunk, 7], physical units, for the ticks from the observation's stamp on.
+    def infer(self, observation: Observation, instruction: str, steps: int | None = None,
+              continuation: Continuation = START) -> np.ndarray:
+        """Actions float64 [steps or chunk, 7], physical units, from the observation's stamp on.
 
         Raises DataError on an instruction the policy cannot read and on non-finite numbers.
         """
-        inputs = self.policy.preprocess(observation_batch(self.policy, [observation], [instruction]))
-        actions = self.policy.act(inputs, temperature=self.temperature, generator=self._generator)
+        batch = observation_batch(self.policy, [observation], [instruction])
+        return self.infer_batch(batch, steps, continuation)
+
+    def infer_batch(self, batch: ObsBatch, steps: int | None = None, continuation: Continuation = START) -> np.ndarray:
+        """The same for an observation that has gone through the codec already, as a batch of one."""
+        inputs = self.policy.preprocess(batch)
+        options = {}
+        if self.guided and continuation.previous is not None:
+            options = {"prev_chunk": torch.from_numpy(continuation.previous).float()[None], "delay": continuation.delay}
+        actions = self.policy.act(inputs, temperature=self.temperature, generator=self._generator, steps=steps, **options)
         actions = actions[0].double().cpu().numpy()
         if not np.isfinite(actions).all():
-            raise DataError(f"the policy produced a non-finite action for '{instruction}'; the chunk is dropped")
-        self._last_ns = observation.stamp_ns
+            raise DataError(f"the policy produced a non-finite action for '{batch.instruction[0]}'; the chunk is dropped")
         return self.contract.action.clip(actions)       # float32 rounds a limit to beyond it, which the gate would reject
 
     def warm_up(self) -> None:
-        """Two inferences on neutral input: the first ones of a process are many times slower."""
-        for _ in range(2):
+        """Inferences on neutral input: the first ones of a process are many times slower. The last one sets latency_s."""
+        for _ in range(3):
+            started = time.monotonic()
             self.policy.act(self.policy.example_inputs(), temperature=self.temperature, generator=self._generator)
+            self.latency_s = time.monotonic() - started
         self.new_episode(0)
+
+    def close(self) -> None:
+        """Nothing to release; a remote runner has a connection."""
 
 
 def observation_batch(policy: VLAPolicy, observations: list[Observation], instructions: list[str]) -> ObsBatch:
