@@ -4,7 +4,8 @@ One state machine with two drives (gate_drives.py): `RealTimeGate.step` is calle
 of the next step; `LockstepGate.decide` is called after every input and returns the target of the open control tick once
 the source in charge has a command for exactly that tick. Arbitration, latches and the limiter (limiter.py) are shared.
 
-- Operator over policy. The operator is in charge while the dead-man is held; the policy only after enable_policy().
+- Operator over planned move over policy. The operator is in charge while the dead-man is held; the policy only after
+  enable_policy(), a planned move (to the start, between episodes) only after allow_planned(), and never both.
 - Every change of who is in charge flushes the policy's chunks; the target goes on from where it is.
 - When commands stop, the last target is held. stop() latches in every state, past every filter; only rearm() clears it.
 - Ages are measured from monotonic arrival. A header stamp can make a command older, never younger.
@@ -29,6 +30,7 @@ class GateState(Enum):
     IDLE = "idle"            # no target yet: nothing is commanded
     OPERATOR = "operator"
     POLICY = "policy"
+    PLANNED = "planned"      # a planned move, slower than the others
     HOLD = "hold"            # nobody moves the arm: the last target is held
     STOPPED = "stopped"      # latched by stop(); rearm() clears it
     FAULT = "fault"          # latched by the target's lead over the measured pose; rearm() clears it
@@ -40,6 +42,7 @@ class Source(Enum):
     NOBODY = "nobody"
     OPERATOR = "operator"
     POLICY = "policy"
+    PLANNED = "planned"
 
 
 class Refusal(Enum):
@@ -101,6 +104,13 @@ class _Twist:
 
 
 @dataclass(frozen=True)
+class _Planned:
+    target: Pose
+    opening: float | None
+    sent_ns: int
+
+
+@dataclass(frozen=True)
 class _Gripper:
     opening: float
     arrived_ns: int
@@ -114,6 +124,7 @@ class Gate:
         self.state = GateState.IDLE
         self.counts: Counter[Cause] = Counter()
         self.policy_enabled = False
+        self.planned_allowed = False
         self._steps_per_tick = steps_per_tick
         self._dt_s = contract.control_period_s / steps_per_tick
         self._timeout_ns = round(contract.limits.command_timeout_s * NANOSECONDS)
@@ -128,6 +139,7 @@ class Gate:
         self._deadman_ns = 0
         self._twist: _Twist | None = None
         self._gripper: _Gripper | None = None
+        self._planned: _Planned | None = None
         self._engaged_ns = 0
         self._chunk: Chunk | None = None
         self._playback: Playback | None = None
@@ -193,6 +205,13 @@ class Gate:
             self.counts[Limit.ACTION_DELTA] += 1
         self._chunk = Chunk(clipped, stamp_ns, self._observed_ns(stamp_ns, stamp_age_ns, now_ns))
 
+    def on_planned(self, target: Pose, opening: float | None, sent_ns: int) -> None:
+        """The next point of a planned move; opening: of the gripper, None leaves it as it is. sent_ns: monotonic."""
+        if not target.is_finite():
+            self.counts[Refusal.NOT_FINITE] += 1
+        elif self.planned_allowed:
+            self._planned = _Planned(target, opening, sent_ns)
+
     def refuse(self, refusal: Refusal) -> None:
         """Count an input that the caller could not even hand in (a message of the wrong shape)."""
         self.counts[refusal] += 1
@@ -217,9 +236,18 @@ class Gate:
             return f"the gate is {self.state.value}; re-arm it first"
         if enable and self._deadman_held(now_ns):
             return "the operator holds the dead-man; release it first"
+        if enable and self.planned_allowed:
+            return "a planned move has the arm; cancel it, or wait for its end"
         self.policy_enabled = enable
         self._authorise(now_ns)
         return None
+
+    def allow_planned(self, allow: bool, now_ns: int) -> str | None:
+        """Let a planned move have the arm, or take it away; returns the reason when refused.
+
+        It loses the arm to the operator's dead-man, to a stop, and when its targets stop for the command timeout.
+        """
+        raise NotImplementedError
 
     def reset(self, episode_start_ns: int = 0) -> None:
         """A new episode: forget target and commands, revoke the policy. A latched stop or fault stays latched.
@@ -231,7 +259,7 @@ class Gate:
             self._measured = None
         self._flush()
         self._twist = self._gripper = self._motion = self._opening = None
-        self.policy_enabled = False
+        self.policy_enabled = self.planned_allowed = False
         self._source = Source.NOBODY
         if not self.latched:
             self.state = GateState.IDLE
@@ -264,6 +292,9 @@ class Gate:
         if self._deadman_held(now_ns):
             source = Source.OPERATOR
             self.policy_enabled = False     # after a takeover the policy needs a deliberate hand-over again
+            self.planned_allowed = False
+        elif self.planned_allowed:
+            source = Source.PLANNED
         else:
             source = Source.POLICY if self.policy_enabled else Source.NOBODY
         if source is self._source:
@@ -294,14 +325,14 @@ class Gate:
     def _latch(self, state: GateState) -> None:
         self._flush()
         self._twist = self._gripper = None
-        self.policy_enabled = False
+        self.policy_enabled = self.planned_allowed = False
         self._source = Source.NOBODY
         if self._motion is not None:
             self._motion = at_rest(self._motion.pose)
         self.state = state
 
     def _flush(self) -> None:
-        self._chunk = self._playback = None
+        self._chunk = self._playback = self._planned = None
 
     def _flush_at_handover(self) -> None:
         self._flush()

@@ -2,16 +2,21 @@
 
 from dataclasses import replace
 
+import numpy as np
+
 from rlco_common.contract import Contract
 from rlco_common.errors import ConfigError
 from rlco_common.gate import NANOSECONDS, Command, Gate, GateState, Refusal, Source
-from rlco_common.pose import Pose
+from rlco_common.pose import Pose, compose_delta, delta_between
 
 
 class RealTimeGate(Gate):
-    """Fixed-rate drive: `step` every 1 / rate_hz seconds, a whole number of times in a control period."""
+    """Fixed-rate drive: `step` every 1 / rate_hz seconds, a whole number of times in a control period.
 
-    def __init__(self, contract: Contract, rate_hz: float):
+    planned_speeds: m/s and rad/s of planned moves, whatever their targets say.
+    """
+
+    def __init__(self, contract: Contract, rate_hz: float, planned_speeds: tuple[float, float] = (0.15, 0.8)):
         steps = round(rate_hz / contract.control_rate_hz)
         if steps < 1 or abs(steps * contract.control_rate_hz - rate_hz) > 1e-6:
             raise ConfigError(
@@ -21,6 +26,7 @@ class RealTimeGate(Gate):
         self._period_ns = round(self._dt_s * NANOSECONDS)
         self._stepped_ns: int | None = None
         self._moved_ns = 0
+        self._planned_steps = tuple(speed * self._dt_s for speed in planned_speeds)
 
     def step(self, now_ns: int) -> Command | None:
         """The command for the next step; None while there is no target."""
@@ -31,9 +37,42 @@ class RealTimeGate(Gate):
                 self._hold()
             elif self._source is Source.OPERATOR:
                 self._operate(now_ns)
+            elif self._source is Source.PLANNED:
+                self._follow_plan(now_ns)
             else:
                 self._follow_policy(now_ns)
         return self.held_command
+
+    def allow_planned(self, allow: bool, now_ns: int) -> str | None:
+        if allow and self.latched:
+            return f"the gate is {self.state.value}; re-arm it first"
+        if allow and self._deadman_held(now_ns):
+            return "the operator holds the dead-man; release it first"
+        if allow and self.policy_enabled:
+            return "the policy is in charge; take the arm from it first"
+        if allow and not self._state_usable(now_ns):
+            return "the arm's pose is not heard"
+        self.planned_allowed = allow
+        self._authorise(now_ns)
+        return None
+
+    def _follow_plan(self, now_ns: int) -> None:
+        heard_ns = self._engaged_ns if self._planned is None else self._planned.sent_ns
+        if now_ns - heard_ns > self._timeout_ns:
+            self.counts[Refusal.COMMAND_STALE] += 1
+            self.allow_planned(False, now_ns)
+        if self._planned is None:
+            self._hold()
+            return
+        base = self._base()
+        self._move(self._slowed(base.pose, self._planned.target), base, self._planned.opening)
+
+    def _slowed(self, start: Pose, wish: Pose) -> Pose:
+        """The wish, or a pose on the straight way there that planned moves may reach in one step."""
+        delta = delta_between(start, wish)
+        ways = np.linalg.norm(delta[:3]), np.linalg.norm(delta[3:])
+        share = min(1.0, *(step / max(way, 1e-12) for step, way in zip(self._planned_steps, ways, strict=True)))
+        return wish if share == 1.0 else compose_delta(start, share * delta)
 
     def _operate(self, now_ns: int) -> None:
         if self._twist is None or now_ns - self._twist.sent_ns > self._timeout_ns:
@@ -82,7 +121,7 @@ class RealTimeGate(Gate):
         max_age_ns = self.contract.topics.state_max_age_s * NANOSECONDS
         if self._measured is not None and now_ns - self._measured_ns <= max_age_ns:
             return True
-        self._count_if(self.state in (GateState.OPERATOR, GateState.POLICY), Refusal.STATE_STALE)
+        self._count_if(self.state in (GateState.OPERATOR, GateState.POLICY, GateState.PLANNED), Refusal.STATE_STALE)
         self._flush()       # or half an action would go on when the state comes back
         return False
 
@@ -135,6 +174,9 @@ class LockstepGate(Gate):
         stamp_ns, self._open_ns = self._open_ns, None
         self._decided_ns = stamp_ns
         return replace(self.held_command, stamp_ns=stamp_ns)
+
+    def allow_planned(self, allow: bool, now_ns: int) -> str | None:
+        return "planned moves are for real time; in lock step reset the simulator" if allow else None
 
     def _operate(self) -> bool:
         if self._twist is None or self._twist.stamp_ns != self._open_ns or self._gripper is None:

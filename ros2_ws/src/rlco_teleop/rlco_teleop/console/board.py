@@ -18,6 +18,7 @@ GATE_HINTS = {
     "IDLE": "ready; nothing is commanded yet",
     "OPERATOR": "an operator moves the arm",
     "POLICY": "the policy moves the arm",
+    "PLANNED": "the arm goes its planned way to the start",
     "HOLD": "the arm holds its place",
     "STOPPED": "stopped; release everything, then re-arm",
     "FAULT": "the arm did not follow its target; look at it, then re-arm",
