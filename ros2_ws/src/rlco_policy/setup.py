@@ -25,6 +25,7 @@ setup(
         "rlco.policies": [
             "compact_flow = rlco_policy.compact.flow:CompactFlow",
             "compact_token = rlco_policy.compact.token:CompactToken",
+            "openvla = rlco_policy.openvla.policy:OpenVla",
         ],
     },
 )

@@ -1,8 +1,8 @@
-"""Policy checkpoints: a directory with `model.safetensors` and `policy.json`, replaced as a whole.
+"""Policy checkpoints: a directory with `model.safetensors`, `policy.json` and `assets/`, replaced as a whole.
 
-`policy.json` holds the registered name, configuration, spec, statistics, contract and lineage, and a digest over them
-and the weights' header: what runs on the robot is what was trained, or loading refuses. Optimiser and trainer state
-are the trainer's business.
+`policy.json` holds the registered name, configuration, spec, statistics, contract, lineage and the assets' hashes, and a
+digest over them and the weights' header: what runs on the robot is what was trained, or loading refuses. Weights that a
+public base model holds unchanged are left to it. Optimiser and trainer state are the trainer's business.
 """
 
 import hashlib
@@ -25,14 +25,16 @@ from rlco_policy.registry import policy_class, policy_name
 from rlco_policy.statistics import statistics_from_json
 
 FORMAT = 1
-WEIGHTS, DESCRIPTION = "model.safetensors", "policy.json"
+WEIGHTS, DESCRIPTION, ASSETS = "model.safetensors", "policy.json", "assets"
 _STAGING = ".saving"
 
 
-def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any] | None = None) -> Path:
+def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any] | None = None, *,
+                whole: bool = False) -> Path:
     """Write a checkpoint so that `directory` holds the old one or the new one whole, whenever the process dies.
 
     lineage: plain data that tells where the weights come from (dataset hashes, parent checkpoint, steps, seed).
+    whole: also write what a base model holds unchanged, so that the checkpoint loads without it.
     """
     directory = Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -40,12 +42,20 @@ def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=_STAGING, dir=directory.parent))
     try:
         staging.chmod(0o755)        # mkdtemp makes it private; a checkpoint is meant to be read by others
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+        left_out = frozenset() if whole else policy.left_to_base()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()
+                   if name not in left_out}
         save_file(weights, staging / WEIGHTS)
-        description = _describe(policy, lineage or {})
+        (staging / ASSETS).mkdir()
+        policy.save_assets(staging / ASSETS)
+        description = _describe(policy, lineage or {}) | {"assets": _hashes(staging / ASSETS)}
+        description["base"] = policy.base_reference() if left_out else None
         description["digest"] = _digest(description, staging / WEIGHTS)
         (staging / DESCRIPTION).write_text(json.dumps(description, indent=1, sort_keys=True), encoding="utf-8")
-        for path in (staging / WEIGHTS, staging / DESCRIPTION, staging):
+        assets = list((staging / ASSETS).iterdir())
+        if not assets:
+            (staging / ASSETS).rmdir()
+        for path in (*assets, staging / WEIGHTS, staging / DESCRIPTION, staging):
             _sync(path)
         _replace(staging, directory)
     except BaseException:
@@ -57,8 +67,8 @@ def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any
 def load_policy(directory: str | Path, contract: Contract | None = None) -> VLAPolicy:
     """Load a policy on the CPU. With `contract`, a checkpoint made under another one raises ContractMismatch.
 
-    Raises DataError when a file is missing or damaged, statistics or configuration were altered, or weight names or
-    shapes do not fit.
+    Raises DataError when a file is missing or damaged, statistics or configuration were altered, weight names or shapes
+    do not fit, or the base model that it builds on is not to be had.
     """
     directory = resolve(directory)
     description = read_description(directory)
@@ -66,15 +76,16 @@ def load_policy(directory: str | Path, contract: Contract | None = None) -> VLAP
     if contract is not None:
         require_same_contract(contract, stored, f"checkpoint {directory}")
     weights = _read_weights(directory / WEIGHTS)
-    if description["digest"] != _digest(description, directory / WEIGHTS):
+    if (description["digest"] != _digest(description, directory / WEIGHTS)
+            or description.get("assets", {}) != _hashes(directory / ASSETS)):
         raise DataError(f"{directory}: the checkpoint was altered after it was saved (statistics, configuration, "
                         "contract or the list of weights); restore the original files or train again")
     cls = policy_class(description["policy"])
     config = from_mapping(cls.config_class, description["config"], f"{directory / DESCRIPTION}: config")
     statistics = statistics_from_json(description["statistics"], str(directory / DESCRIPTION))
     with torch.random.fork_rng(devices=[]):
-        policy = cls(config, stored, statistics)
-    _load_weights(policy, weights, directory / WEIGHTS)
+        policy = cls.blank(config, stored, statistics, directory / ASSETS)
+    _load_weights(policy, weights, description.get("base"), directory / WEIGHTS)
     return policy
 
 
@@ -123,6 +134,13 @@ def _digest(description: dict[str, Any], weights: Path) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode() + header).hexdigest()
 
 
+def _hashes(assets: Path) -> dict[str, str]:
+    """File name -> SHA-256 of its content."""
+    if not assets.is_dir():
+        return {}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(assets.iterdir())}
+
+
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: no such file; the checkpoint is incomplete")
@@ -132,16 +150,23 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise DataError(f"{path}: unreadable weights: {error}") from error
 
 
-def _load_weights(policy: VLAPolicy, weights: dict[str, torch.Tensor], path: Path) -> None:
+def _load_weights(policy: VLAPolicy, weights: dict[str, torch.Tensor], base: dict[str, Any] | None, path: Path) -> None:
     own = policy.state_dict()
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    absent, unexpected = own.keys() - weights.keys(), sorted(weights.keys() - own.keys())
+    missing = [] if base else sorted(absent)
     wrong = [f"{name} {list(weights[name].shape)} instead of {list(own[name].shape)}"
              for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     if missing or unexpected or wrong:
         parts = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"unexpected: {', '.join(unexpected)}"] * bool(
             unexpected) + [f"of another shape: {', '.join(sorted(wrong))}"] * bool(wrong)
         raise DataError(f"{path}: the weights do not fit {type(policy).__name__}; " + "; ".join(parts))
-    policy.load_state_dict(weights)
+    adopt = any(tensor.is_meta for tensor in own.values())
+    if adopt:       # into memory aligned as a new tensor's: how a file lies in memory may change the last bit of a product
+        for name in weights:
+            weights[name] = weights[name].clone()
+    policy.load_state_dict(weights, strict=not base, assign=adopt)
+    if base:
+        policy.load_base(absent, base)
 
 
 def _replace(staging: Path, directory: Path) -> None:

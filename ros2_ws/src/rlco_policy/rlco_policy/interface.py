@@ -6,7 +6,9 @@ from the `torch.Generator` it is given.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -172,10 +174,35 @@ class VLAPolicy(nn.Module, ABC):
 
     @abstractmethod
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Trainable parameters by role: "policy", "value" and, for flow policies, "noise"; disjoint and complete."""
+        """Trainable parameters (requires_grad) by role: "policy", "value", for flow policies "noise"; each exactly once."""
+
+    def set_stage(self, stage: Literal["sft", "rl"]) -> None:
+        """Told before an optimizer is made: a large policy may train fewer of its parameters in RL."""
 
     def set_progress(self, fraction: float) -> None:
         """Tell the share of RL training that is done, in [0, 1]; schedules (exploration noise) follow it."""
+
+    # -- checkpoints: overridden by policies with a public base model (see pretrained.py)
+
+    @classmethod
+    def blank(cls, config: Any, contract: Contract, statistics: Statistics, assets: Path) -> "VLAPolicy":
+        """A policy whose weights are about to be loaded; `assets` is the folder that save_assets wrote."""
+        return cls(config, contract, statistics)
+
+    def save_assets(self, directory: Path) -> None:
+        """Write what the policy needs beside weights and config (a tokenizer) into an empty folder."""
+
+    def left_to_base(self) -> frozenset[str]:
+        """Names of the state that checkpoints leave out, because the base model holds them unchanged."""
+        return frozenset()
+
+    def base_reference(self) -> dict[str, Any] | None:
+        """Plain data that finds the base model again; None without one."""
+        return None
+
+    def load_base(self, names: Iterable[str], reference: dict[str, Any]) -> None:
+        """Load what a checkpoint left out from the base model of `reference`. Raises DataError when that has changed."""
+        raise NotImplementedError(f"{type(self).__name__} has no base model")
 
     def example_inputs(self, batch: int = 1) -> ModelInputs:
         """Valid inputs of neutral content, for warm-up and tests."""

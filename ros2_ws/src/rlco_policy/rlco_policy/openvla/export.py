@@ -1,0 +1,64 @@
+"""Writes an `openvla` policy as a checkpoint in OpenVLA's own layout, adapters merged in."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from rlco_common.errors import DataError
+from rlco_policy.hub import write_weights
+from rlco_policy.lora import merged_state
+from rlco_policy.openvla.policy import OpenVla
+
+VISION_IDS = ("vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224")
+
+
+def write_openvla(policy: OpenVla, directory: str | Path, *, dtype: torch.dtype | None = torch.bfloat16,
+                  shard_bytes: int = 7_000_000_000) -> Path:
+    """Write weights, config.json with this policy's action statistics, tokenizer and the other files of its base.
+
+    `unnorm_key` in OpenVLA's code is then the policy's own, or `rlco_<contract>` where the contract's limits are used.
+    dtype: of the weights, the published one by default; None keeps the policy's. `directory` must not exist yet.
+    """
+    directory = Path(directory).absolute()
+    if directory.exists():
+        raise DataError(f"{directory} exists; give a new folder")
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        staging.chmod(0o755)
+        for name, content in policy.small_files.items():
+            (staging / name).write_bytes(content)
+        state = merged_state(policy.model)
+        write_weights({name: tensor if dtype is None else tensor.to(dtype) for name, tensor in state.items()}, staging,
+                      shard_bytes)
+        _write_config(policy, staging)
+        os.rename(staging, directory)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    return directory
+
+
+def _write_config(policy: OpenVla, directory: Path) -> None:
+    path = directory / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _new_config(policy)
+    content["norm_stats"] = content.get("norm_stats", {}) | policy.norm_stats
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (directory / "dataset_statistics.json").write_text(json.dumps(policy.norm_stats, indent=2) + "\n", encoding="utf-8")
+
+
+def _new_config(policy: OpenVla) -> dict:
+    config = policy.config
+    return {
+        "architectures": ["OpenVLAForActionPrediction"], "model_type": "openvla", "arch_specifier": "no-align+fused-gelu-mlp",
+        "vision_backbone_id": "dinosiglip-vit-so-224px", "llm_backbone_id": "llama2-7b-pure",
+        "image_resize_strategy": "resize-naive", "use_fused_vision_backbone": True,
+        "timm_model_ids": list(VISION_IDS), "timm_override_act_layers": [None, None],
+        "image_sizes": [config.image_size] * 2, "n_action_bins": config.bins,
+        "pad_to_multiple_of": config.vocabulary_padding, "pad_token_id": config.language.get("pad_token_id"),
+        "text_config": {"model_type": "llama", **config.language},
+    }
