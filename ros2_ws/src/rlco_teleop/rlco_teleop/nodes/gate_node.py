@@ -15,6 +15,7 @@ from rlco_common.episode import EVENT_TOPIC, EpisodeEvent, event_from_json
 from rlco_common.errors import DataError, RlcoError
 from rlco_common.gate import Command, GateState, Refusal, Source
 from rlco_common.gate_drives import LockstepGate, RealTimeGate
+from rlco_common.gate_pacing import StepPacer
 from rlco_common.messages import pose_from_msg
 from rlco_common.ros import (
     COMMAND_QOS,
@@ -29,7 +30,6 @@ from rlco_common.ros import (
     run_node,
     stamp_to_ns,
 )
-from rlco_teleop.nodes.planned_moves import PlannedMoves, declare_planned_speeds
 
 STATUS_PERIOD_S = 0.2
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -46,9 +46,7 @@ class GateNode(RlcoLifecycleNode):
                                  read_only=True)
         self._rate_hz = declare(self, "rate_hz", 20.0, "real time: rate of target poses in Hz, a multiple of the "
                                 "contract's control_rate_hz", low=1.0, high=1000.0, read_only=True)
-        planned_speeds = declare_planned_speeds(self)
-        self._gate = (LockstepGate(self._contract) if self._lockstep else
-                      RealTimeGate(self._contract, self._rate_hz, planned_speeds))
+        self._gate = LockstepGate(self._contract) if self._lockstep else RealTimeGate(self._contract, self._rate_hz)
         self._live = False
         self._reported = None
         self._driver = Source.NOBODY        # who moved the arm last in this episode
@@ -57,7 +55,6 @@ class GateNode(RlcoLifecycleNode):
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/rearm", self._on_rearm)
         self.create_service(SetBool, "~/enable_policy", self._on_enable_policy)
-        self._planned = PlannedMoves(self, self._gate, self._contract, self._answer, lambda: self._live)
 
     # -- lifecycle
 
@@ -68,7 +65,9 @@ class GateNode(RlcoLifecycleNode):
         self._live = True
         clock = Clock(clock_type=ClockType.STEADY_TIME)     # ROS time may stand still; the watchdog must not
         if not self._lockstep:
-            self._running_timers.append(self.create_timer(1.0 / self._rate_hz, self._step, clock=clock))
+            self._pacer = StepPacer(round(1e9 / self._rate_hz), time.monotonic_ns())
+            self._step_timer = self.create_timer(1.0 / self._rate_hz, self._step_when_due, clock=clock)
+            self._running_timers.append(self._step_timer)
         self._running_timers.append(self.create_timer(STATUS_PERIOD_S, self._publish_status, clock=clock))
         self._running_timers.append(self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics, clock=clock))
         return super().on_activate(state)
@@ -96,7 +95,6 @@ class GateNode(RlcoLifecycleNode):
         self._subscribe(TwistStamped, topics.TELEOP_TWIST, self._on_twist, COMMAND_QOS)
         self._subscribe(JointTrajectory, topics.ACTION_CHUNK, self._on_chunk, COMMAND_QOS)
         self._subscribe(PoseStamped, names.ee_pose, self._on_ee_pose, STATE_QOS)
-        self._planned.connect(self._subscribe)
         self._gripper = self._advertise(Float64MultiArray, names.gripper_command, COMMAND_QOS)
         self._target = self._advertise(PoseStamped, names.target_pose, COMMAND_QOS)
         self._status = self._advertise(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
@@ -137,6 +135,10 @@ class GateNode(RlcoLifecycleNode):
         values = [linear.x, linear.y, linear.z, angular.x, angular.y, angular.z]
         self._gate.on_twist(values, *self._dated(message.header.stamp))
         self._decide()
+        if self._live and not self._lockstep:
+            if self._pacer.command_arrived(time.monotonic_ns()):
+                self._step()
+            self._await_step()
 
     def _on_chunk(self, message: JointTrajectory) -> None:
         try:
@@ -194,8 +196,19 @@ class GateNode(RlcoLifecycleNode):
 
     # -- commands and status
 
+    def _step_when_due(self) -> None:
+        if not self._pacer.wait_ns(time.monotonic_ns()):
+            self._step()
+        self._await_step()
+
+    def _await_step(self) -> None:
+        self._step_timer.timer_period_ns = max(1, self._pacer.wait_ns(time.monotonic_ns()))
+        self._step_timer.reset()
+
     def _step(self) -> None:
-        command = self._gate.step(time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        self._pacer.step_done(now_ns)
+        command = self._gate.step(now_ns)
         self._report_driver()
         self._publish(command)
         self._report_change()
@@ -218,7 +231,7 @@ class GateNode(RlcoLifecycleNode):
     def _report_driver(self) -> None:
         """Tell when the operator takes over from the policy, and when the policy has the arm again."""
         source = self._gate.source
-        if source in (Source.NOBODY, Source.PLANNED, self._driver):
+        if source in (Source.NOBODY, self._driver):
             return
         if self._driver is not Source.NOBODY:
             kind = "takeover" if source is Source.OPERATOR else "hand_back"
