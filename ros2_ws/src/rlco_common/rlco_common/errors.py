@@ -31,3 +31,7 @@ class ProcessError(RlcoError):
 
 class RecordingError(RlcoError):
     """A recording cannot start, or a part of it could not be written."""
+
+
+class PolicyServerError(RlcoError):
+    """A policy server cannot be reached, does not answer in time, or does not serve what this robot needs."""

@@ -1,0 +1,1 @@
+"""Policies across machines: openpi's websocket protocol, both ends."""
