@@ -4,6 +4,7 @@ The only module of this package that imports rclpy.
 """
 
 import array
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -31,6 +32,13 @@ CAMERA_QOS = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
 STATE_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 COMMAND_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)   # a queued command must never replay late
 EVENT_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+QOS = {"camera": CAMERA_QOS, "state": STATE_QOS, "command": COMMAND_QOS, "event": EVENT_QOS}     # by topic_table's names
+
+
+def message_class(name: str) -> type:
+    """The class of a message type such as `sensor_msgs/msg/Image`."""
+    package, _, kind = name.split("/")
+    return getattr(importlib.import_module(f"{package}.msg"), kind)
 
 
 def prepare_environment() -> None:
