@@ -30,6 +30,7 @@ from rlco_common.ros import (
     run_node,
     stamp_to_ns,
 )
+from rlco_teleop.nodes.planned_moves import PlannedMoves, declare_planned_speeds
 
 STATUS_PERIOD_S = 0.2
 DIAGNOSTICS_PERIOD_S = 1.0
@@ -46,7 +47,9 @@ class GateNode(RlcoLifecycleNode):
                                  read_only=True)
         self._rate_hz = declare(self, "rate_hz", 20.0, "real time: rate of target poses in Hz, a multiple of the "
                                 "contract's control_rate_hz", low=1.0, high=1000.0, read_only=True)
-        self._gate = LockstepGate(self._contract) if self._lockstep else RealTimeGate(self._contract, self._rate_hz)
+        planned_speeds = declare_planned_speeds(self)
+        self._gate = (LockstepGate(self._contract) if self._lockstep else
+                      RealTimeGate(self._contract, self._rate_hz, planned_speeds))
         self._live = False
         self._reported = None
         self._driver = Source.NOBODY        # who moved the arm last in this episode
@@ -55,6 +58,7 @@ class GateNode(RlcoLifecycleNode):
         self.create_service(Trigger, "~/stop", self._on_stop)
         self.create_service(Trigger, "~/rearm", self._on_rearm)
         self.create_service(SetBool, "~/enable_policy", self._on_enable_policy)
+        self._planned = PlannedMoves(self, self._gate, self._contract, self._answer, lambda: self._live)
 
     # -- lifecycle
 
@@ -95,6 +99,7 @@ class GateNode(RlcoLifecycleNode):
         self._subscribe(TwistStamped, topics.TELEOP_TWIST, self._on_twist, COMMAND_QOS)
         self._subscribe(JointTrajectory, topics.ACTION_CHUNK, self._on_chunk, COMMAND_QOS)
         self._subscribe(PoseStamped, names.ee_pose, self._on_ee_pose, STATE_QOS)
+        self._planned.connect(self._subscribe)
         self._gripper = self._advertise(Float64MultiArray, names.gripper_command, COMMAND_QOS)
         self._target = self._advertise(PoseStamped, names.target_pose, COMMAND_QOS)
         self._status = self._advertise(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
@@ -231,7 +236,7 @@ class GateNode(RlcoLifecycleNode):
     def _report_driver(self) -> None:
         """Tell when the operator takes over from the policy, and when the policy has the arm again."""
         source = self._gate.source
-        if source in (Source.NOBODY, self._driver):
+        if source in (Source.NOBODY, Source.PLANNED, self._driver):
             return
         if self._driver is not Source.NOBODY:
             kind = "takeover" if source is Source.OPERATOR else "hand_back"
