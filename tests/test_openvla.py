@@ -17,11 +17,12 @@ from rlco_common.errors import ConfigError, DataError
 from rlco_policy.checkpoint import WEIGHTS, load_policy, save_policy
 from rlco_policy.hub import INDEX, ModelFolder, read_tokenizer
 from rlco_policy.lora import LoraConfig, adapt, merged_state
-from rlco_policy.openvla.actions import ActionBins, QuantileNormalizer
+from rlco_policy.openvla.actions import ActionBins
 from rlco_policy.openvla.config import OpenVlaConfig, VitConfig
 from rlco_policy.openvla.export import write_openvla
 from rlco_policy.openvla.model import OpenVlaModel, llama_config
 from rlco_policy.openvla.text import PromptTokenizer
+from rlco_policy.quantiles import QuantileNormalizer
 
 GOLDEN = Path(__file__).parent / "data" / "openvla_golden.npz"
 GOLDEN_SIZES = {

@@ -50,3 +50,19 @@ def openvla_config(**changes) -> dict:
                      "num_attention_heads": 4, "intermediate_size": 64},
         "lora": {"rank": 4}, "value_hidden": [16, 8],
     } | changes
+
+
+@functools.cache
+def pi05_tokenizer() -> Path:
+    """A folder with a tokenizer.json like PaliGemma's: id 0 pads, BOS in front."""
+    return _train(("<pad>", "<eos>", "<bos>", "<unk>"), "<bos>", 300)
+
+
+def pi05_config(**changes) -> dict:
+    """Two layers of width 32 in each part, 16 image tokens, 8 heads of 4."""
+    return {
+        "tokenizer": str(pi05_tokenizer()), "image_size": 56, "vocabulary": 300,
+        "vision": {"width": 24, "depth": 2, "mlp": 48, "heads": 2, "patch": 14},
+        "language": {"width": 32, "depth": 2, "mlp": 64, "head_dim": 4},
+        "expert": {"width": 24, "depth": 2, "mlp": 48, "head_dim": 4}, "value_hidden": [16, 16, 8],
+    } | changes

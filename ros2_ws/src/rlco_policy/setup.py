@@ -26,6 +26,7 @@ setup(
             "compact_flow = rlco_policy.compact.flow:CompactFlow",
             "compact_token = rlco_policy.compact.token:CompactToken",
             "openvla = rlco_policy.openvla.policy:OpenVla",
+            "pi05 = rlco_policy.pi05.policy:Pi05",
         ],
     },
 )

@@ -48,7 +48,10 @@ class PretrainedPolicy(VLAPolicy):
         return None if self.base is None else {"name": self.config.pretrained, "fingerprint": self.base.fingerprint}
 
     def left_to_base(self) -> frozenset[str]:
-        return frozenset(self._unchanged)
+        """Nothing, unless it is at least half of the weights: otherwise a checkpoint had better stand on its own."""
+        sizes = {name: tensor.numel() for name, tensor in self.state_dict().items()}
+        unchanged = sum(sizes[name] for name in self._unchanged)
+        return frozenset(self._unchanged if 2 * unchanged >= sum(sizes.values()) else ())
 
     def load_base(self, names: Iterable[str], reference: dict[str, Any] | None) -> None:
         names = set(names)

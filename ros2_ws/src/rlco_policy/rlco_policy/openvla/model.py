@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from rlco_policy.checkpointing import run
 from rlco_policy.lora import linear_rows
@@ -80,10 +79,6 @@ class OpenVlaModel(nn.Module):
             x = run(layer, x, save_memory=save_memory, attention_mask=mask, position_ids=position_ids,
                     position_embeddings=rotary, past_key_values=cache, use_cache=cache is not None)
         return self.llama.norm(x)
-
-    def rebuild_buffers(self) -> None:
-        """Make again what is computed rather than loaded, after the model was built on the meta device."""
-        self.llama.rotary_emb = LlamaRotaryEmbedding(config=self.language_model.config)
 
     def unused(self, name: str) -> bool:
         """Whether a parameter is only there to be written back."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -16,11 +17,12 @@ from rlco_policy.hub import ModelFolder, load_named, read_tokenizer
 from rlco_policy.images import finite_proprioception, policy_image
 from rlco_policy.interface import Evaluated, ModelInputs, ObsBatch, PolicySpec, Sampled, require_generator
 from rlco_policy.lora import ADAPTER_NAMES, adapt
-from rlco_policy.openvla.actions import ActionBins, QuantileNormalizer, action_statistics
+from rlco_policy.openvla.actions import ActionBins, action_statistics
 from rlco_policy.openvla.config import OpenVlaConfig
 from rlco_policy.openvla.model import OpenVlaModel, Sequence
 from rlco_policy.openvla.text import PromptTokenizer
 from rlco_policy.pretrained import PretrainedPolicy
+from rlco_policy.quantiles import QuantileNormalizer
 from rlco_policy.statistics import Statistics
 
 BOS = 1
@@ -220,10 +222,9 @@ def _build(config: OpenVlaConfig, *, blank: bool) -> OpenVlaModel:
     dtype = getattr(torch, config.dtype)
     if not blank:
         return OpenVlaModel(config).to(dtype)
-    with torch.device("meta"):
-        model = OpenVlaModel(config).to(dtype)
-    model.rebuild_buffers()
-    return model
+    with init_empty_weights(include_buffers=False):
+        model = OpenVlaModel(config)
+    return model.to(dtype)
 
 
 def critic(width: int, hidden: tuple[int, int]) -> nn.Sequential:
