@@ -154,12 +154,15 @@ class ArmModel(ArmKinematics):
 
     def touching(self, qpos) -> tuple[str, str] | None:
         """The first pair of links, obstacles or the held object that touch at joint positions [n]; None when free."""
+        return next(iter(self.contacts(qpos)), None)
+
+    def contacts(self, qpos) -> list[tuple[str, str]]:
+        """All pairs that touch at joint positions [n]."""
         pinocchio.computeCollisions(self._model, self._data, self._geometry, self._checks, self._complete(qpos), False)
-        for pair, result in zip(self._geometry.collisionPairs, self._checks.collisionResults, strict=True):
-            if result.isCollision():
-                objects = self._geometry.geometryObjects
-                return self._name(objects[pair.first]), self._name(objects[pair.second])
-        return None
+        objects = self._geometry.geometryObjects
+        return [(self._name(objects[pair.first]), self._name(objects[pair.second]))
+                for pair, result in zip(self._geometry.collisionPairs, self._checks.collisionResults, strict=True)
+                if result.isCollision()]
 
     def _name(self, geometry) -> str:
         if geometry.name in (_HELD, *(box.name for box in self._obstacles)):
