@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from policies import BATCH, CONTRACT, actions, generator, make_policy, observations
 from safetensors.torch import load_file, save_file
-from test_policy_contract import BATCH, CONTRACT, actions, generator, make_policy, observations
 from tiny_models import EMPTY, openvla_config, openvla_tokenizer
 from tokenizers import Tokenizer
 from transformers import DynamicCache

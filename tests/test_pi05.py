@@ -10,8 +10,8 @@ from lerobot.policies.pi05 import modeling_pi05
 from lerobot.policies.pi05.configuration_pi05 import PI05Config
 from lerobot.policies.pi05.modeling_pi05 import PI05Policy
 from lerobot.utils.constants import ACTION, OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
+from policies import BATCH, CONTRACT, actions, generator, make_policy, observations, take
 from safetensors.torch import load_file, save_file
-from test_policy_contract import BATCH, CONTRACT, actions, generator, make_policy, observations, take
 from tiny_models import pi05_config
 
 from rlco_common.errors import ConfigError, DataError

@@ -1,547 +1,194 @@
-"""What every policy promises to trainers, evaluator and node; the same tests run over each of them."""
+"""What every policy promises to trainers, evaluator and node: one set of checks over all of ours and one from outside."""
 
-import dataclasses
-import json
 import os
-import signal
-import time
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from policies import CONFIGS, CONTRACT, make_policy, statistics
 
-from rlco_common.contract import load_contract
-from rlco_common.errors import ConfigError, ContractMismatch, DataError
-from rlco_common.observation import encode_image
-from rlco_policy import checkpoint
-from rlco_policy.augmentation import AugmentationConfig, augment_images
-from rlco_policy.checkpoint import load_policy, save_policy
-from rlco_policy.compact.text import WordTokenizer
-from rlco_policy.interface import ObsBatch
-from rlco_policy.registry import create_policy, policy_names
-from rlco_policy.statistics import Statistics
+from rlco_common.errors import ConfigError
+from rlco_policy import policy_checks
+from rlco_policy.policy_checks import CHECKS, Case, check_policy
+from rlco_policy.registry import policy_class, policy_names
 
-CONTRACT = load_contract()
-NAMES = CONTRACT.proprioception_names
-BATCH = 6
-POLICIES = ("compact_flow", "compact_token")
+EXAMPLE = Path(__file__).resolve().parent.parent / "docs" / "examples" / "policy_package"
+OUTSIDER = "example_gaussian"
 
 
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
+@pytest.fixture(scope="session")
+def outsider(tmp_path_factory):
+    """The example package of the documentation, installed as a third party installs it, into a folder on the path."""
+    folder = tmp_path_factory.mktemp("site")
+    source = tmp_path_factory.mktemp("source") / "package"
+    subprocess.run(["cp", "-r", EXAMPLE, source], check=True)      # building writes into the source folder
+    install = [sys.executable, "-m", "uv", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "-p", sys.executable]
+    subprocess.run([*install, "--target", folder, source], check=True, env={**os.environ, "UV_OFFLINE": "1"})
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
 
 
-def statistics():
-    return Statistics.from_proprioception(NAMES, np.random.default_rng(0).normal(0.1, 0.3, (50, len(NAMES))))
+@pytest.fixture(scope="module", params=[*CONFIGS, OUTSIDER])
+def case(request, tmp_path_factory):
+    name = request.param
+    if name == OUTSIDER:
+        request.getfixturevalue("outsider")
+    config = CONFIGS.get(name, dict)()
+    return Case(lambda seed: make_policy(name, config, seed=seed), tmp_path_factory.mktemp(name))
 
 
-def make_policy(name, config=None, seed=0):
-    return create_policy(name, CONTRACT, statistics(), config, seed=seed)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+def test_promise(case, check):
+    check(case)
 
 
-def observations(batch=BATCH, seed=0, colours=("red", "green", "blue", "yellow"), size=64):
-    rng = np.random.default_rng(seed)
-    return ObsBatch(
-        images={name: torch.from_numpy(rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8))
-                for name in CONTRACT.cameras},
-        proprio=torch.from_numpy(rng.normal(0.1, 0.3, (batch, len(NAMES))).astype(np.float32)),
-        instruction=[f"push the {colours[i % len(colours)]} cube" for i in range(batch)],
-    )
-
-
-def actions(policy, batch=BATCH, seed=0):
-    low, high = CONTRACT.action.low, CONTRACT.action.high
-    unit = np.random.default_rng(seed).random((batch, policy.spec.horizon, policy.spec.action_dim))
-    return torch.from_numpy((low + unit * (high - low)).astype(np.float32))
-
-
-@pytest.fixture(scope="module", params=POLICIES)
-def policy(request):
-    """Read-only: tests that change weights make their own."""
-    return make_policy(request.param)
-
-
-@pytest.fixture(scope="module")
-def inputs(policy):
-    return policy.preprocess(observations())
-
-
-def take(tensors, index):
-    return {name: tensor[index] for name, tensor in tensors.items()}
-
-
-def test_both_are_registered_and_an_unknown_name_is_refused_with_the_known_ones():
-    assert set(POLICIES) <= set(policy_names())
+def test_all_are_registered_and_an_unknown_name_is_refused_with_the_known_ones(outsider):
+    assert {*CONFIGS, OUTSIDER} <= set(policy_names())
     with pytest.raises(ConfigError, match=r"no policy named 'compact_flwo'; known: .*compact_flow"):
         make_policy("compact_flwo")
 
 
-def test_an_unknown_or_impossible_setting_is_refused_by_name():
-    with pytest.raises(ConfigError, match=r"unknown field.*denoise_step;"):
-        make_policy("compact_flow", {"denoise_step": 4})
-    with pytest.raises(ConfigError, match="noise_std"):
-        make_policy("compact_flow", {"noise_std": [0.2, 0.1]})
-
-
-# -- RL
-
-
-def test_evaluation_repeats_the_sampled_log_probability_and_value(policy, inputs):
-    sampled = policy.sample(inputs, generator=generator())
-    evaluated = policy.evaluate(inputs, sampled.trace)
-    assert sampled.logprob.shape == (BATCH, policy.spec.chunk, policy.spec.action_dim)
-    assert (evaluated.logprob - sampled.logprob).abs().max() < 1e-4
-    assert (evaluated.value - sampled.value).abs().max() < 1e-4
-    ratio = (evaluated.logprob - sampled.logprob).sum((1, 2)).exp()
-    torch.testing.assert_close(ratio, torch.ones(BATCH), atol=1e-3, rtol=0)     # before the first step
-
-
-def test_the_log_probability_follows_the_weights(policy, inputs):
-    """Otherwise the agreement above would be one of constants."""
-    other = make_policy(POLICIES[0] if policy.spec.family == "flow" else POLICIES[1], seed=1)
-    trace = policy.sample(inputs, generator=generator()).trace
-    assert (other.evaluate(inputs, trace).logprob - policy.evaluate(inputs, trace).logprob).abs().max() > 1e-2
-
-
-def test_a_log_probability_is_float32_even_for_many_draws(policy, inputs):
-    sampled = policy.sample(inputs, generator=generator())
-    assert sampled.logprob.dtype == sampled.value.dtype == torch.float32
-    assert torch.isfinite(sampled.logprob).all()
-
-
-def test_sampled_actions_stay_within_the_contracts_limits(policy, inputs):
-    for seed in range(5):
-        values = policy.sample(inputs, generator=generator(seed)).actions.double().numpy()
-        assert (values >= CONTRACT.action.low - 1e-7).all() and (values <= CONTRACT.action.high + 1e-7).all()
-
-
-def test_traces_and_inputs_survive_being_cut_and_shuffled_like_a_rollout_buffer(policy, inputs):
-    sampled = policy.sample(inputs, generator=generator())
-    order = torch.tensor([4, 1, 3])
-    evaluated = policy.evaluate(take(inputs, order), take(sampled.trace, order))
-    assert (evaluated.logprob - sampled.logprob[order]).abs().max() < 1e-4
-
-
-def test_the_value_for_bootstrapping_is_the_sampled_one(policy, inputs):
-    torch.testing.assert_close(policy.value(inputs), policy.sample(inputs, generator=generator()).value, atol=1e-5, rtol=0)
-
-
-def test_the_log_probability_gradient_is_finite_and_reaches_every_group(policy, inputs):
-    own = make_policy(POLICIES[0] if policy.spec.family == "flow" else POLICIES[1])
-    evaluated = own.evaluate(inputs, own.sample(inputs, generator=generator()).trace)
-    (evaluated.logprob.sum() + evaluated.entropy.sum() + evaluated.value.sum()).backward()
-    for group, parameters in own.param_groups().items():
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        assert gradients and all(torch.isfinite(gradient).all() for gradient in gradients), group
-        assert sum(gradient.abs().sum() for gradient in gradients) > 0, group
-
-
-def test_the_critic_does_not_move_the_policys_features_unless_it_is_told_to():
-    for detach, reached in ((True, False), (False, True)):
-        for name in POLICIES:
-            own = make_policy(name, {"value": {"detach": detach}})
-            inputs = own.preprocess(observations())
-            own.evaluate(inputs, own.sample(inputs, generator=generator()).trace).value.sum().backward()
-            assert (own.encoder.vision.stem.weight.grad is not None) is reached
-
-
-def test_the_entropy_is_that_of_the_sampling_distribution():
-    """Flow: between the entropies of the bounds. Tokens: log of the number of bins for uniform logits."""
-    flow = make_policy("compact_flow", {"noise_std": [0.1, 0.2]})
-    inputs = flow.preprocess(observations())
-    entropy = flow.evaluate(inputs, flow.sample(inputs, generator=generator()).trace).entropy
-    bound = 0.5 * np.log(2 * np.pi * np.e) + np.log([0.1, 0.2])
-    assert (entropy > bound[0]).all() and (entropy < bound[1]).all()
-    token = make_policy("compact_token")
-    with torch.no_grad():
-        token.decoder.head.weight.zero_()
-        token.decoder.head.bias.zero_()
-    entropy = token.evaluate(inputs, token.sample(inputs, generator=generator()).trace).entropy
-    torch.testing.assert_close(entropy, torch.full((BATCH,), float(np.log(256))), atol=1e-4, rtol=0)
-
-
-def test_the_exploration_noise_never_leaves_its_bounds():
-    own = make_policy("compact_flow", {"noise_std": [0.08, 0.16], "noise_std_end": 0.1})
-    inputs = own.preprocess(observations())
-    memory = own.expert.read(own.encode(inputs))
-    x, when = torch.randn(BATCH, 8, 7, generator=generator()), torch.zeros(BATCH)
-    for scale, progress, high in ((1.0, 0.0, 0.16), (1e4, 0.0, 0.16), (-1e4, 0.0, 0.16), (1e4, 1.0, 0.1), (1e4, 7.0, 0.1)):
-        own.set_progress(progress)
-        with torch.no_grad():
-            own.noise_head[-1].bias.fill_(scale)
-            std = own._transition(x, when, memory)[1]
-        assert (std >= 0.08 * (1 - 1e-5)).all() and (std <= high * (1 + 1e-5)).all()
-
-
-def test_the_flow_chain_has_the_likelihood_of_its_gaussians():
-    """Recomputed with torch.distributions, and the mean and sum options differ by the number of entries."""
-    own = make_policy("compact_flow")
-    inputs = own.preprocess(observations())
-    sampled = own.sample(inputs, generator=generator())
-    chain, steps = sampled.trace["chain"], own.config.denoise_steps
-    memory = own.expert.read(own.encode(inputs))
-    total = torch.distributions.Normal(0.0, 1.0).log_prob(chain[:, 0])
-    for k in range(steps):
-        mean, std = own._transition(chain[:, k], torch.full((BATCH,), k / steps), memory)
-        total = total + torch.distributions.Normal(mean, std).log_prob(chain[:, k + 1])
-    expected = total[:, : own.spec.chunk]
-    torch.testing.assert_close(sampled.logprob, expected / (steps + 1), atol=1e-4, rtol=0)
-    own.config = dataclasses.replace(own.config, logprob="sum")
-    torch.testing.assert_close(own.evaluate(inputs, sampled.trace).logprob, expected, atol=1e-3, rtol=0)
-
-
-def test_the_token_temperature_is_part_of_the_log_probability():
-    own = make_policy("compact_token", {"temperature": 0.5})
-    inputs = own.preprocess(observations())
-    sampled = own.sample(inputs, generator=generator())
-    assert (own.evaluate(inputs, sampled.trace).logprob - sampled.logprob).abs().max() < 1e-4
-    own.config = dataclasses.replace(own.config, temperature=1.0)
-    assert (own.evaluate(inputs, sampled.trace).logprob - sampled.logprob).abs().max() > 1e-2
-
-
-# -- supervised
-
-
-def test_the_supervised_gradient_reaches_the_whole_policy_and_nothing_else(policy, inputs):
-    own = make_policy(POLICIES[0] if policy.spec.family == "flow" else POLICIES[1])
-    own.sft_loss(inputs, actions(own), generator=generator()).loss.backward()
-    groups = own.param_groups()
-    trained = {id(parameter) for parameter in groups["policy"]}
-    silent = [name for name, parameter in own.named_parameters()
-              if id(parameter) in trained and (parameter.grad is None or not parameter.grad.any())]
-    assert not silent
-    for group in groups.keys() - {"policy"}:
-        assert all(parameter.grad is None for parameter in groups[group]), group
-
-
-def test_the_groups_hold_every_parameter_once(policy):
-    members = [parameter for group in policy.param_groups().values() for parameter in group]
-    assert len(members) == len({id(member) for member in members}) == len(list(policy.parameters()))
-
-
-def test_masked_steps_do_not_matter(policy, inputs):
-    valid = torch.ones(BATCH, policy.spec.horizon, dtype=torch.bool)
-    valid[:, policy.spec.horizon // 2:] = False
-    target, nonsense = actions(policy), actions(policy, seed=9)
-    mixed = torch.where(valid.unsqueeze(-1), target, nonsense)
-    draws = policy.sft_draws(BATCH, generator())
-    if policy.spec.family == "tokens":      # teacher forcing shows earlier tokens only, so later nonsense stays unseen
-        draws = {"shown": torch.ones_like(draws["shown"])}
-        assert torch.equal(*(policy.sft_loss(inputs, a, valid, draws=draws).per_sample for a in (target, mixed)))
-    out = policy.sft_loss(inputs, target, valid, draws=draws)
-    full = policy.sft_loss(inputs, target, draws=draws)
-    assert torch.isfinite(out.loss) and not torch.equal(out.per_sample, full.per_sample)
-
-
-def test_the_supervised_loss_of_a_split_batch_adds_up_to_the_wholes(policy, inputs):
-    own = make_policy(POLICIES[0] if policy.spec.family == "flow" else POLICIES[1])
-    target, draws = actions(own), own.sft_draws(BATCH, generator())
-    own.sft_loss(inputs, target, draws=draws).loss.backward()
-    whole = [parameter.grad.clone() for parameter in own.param_groups()["policy"]]
-    own.zero_grad()
-    for part in (slice(0, 1), slice(1, 4), slice(4, BATCH)):
-        size = len(range(BATCH)[part])
-        (own.sft_loss(take(inputs, part), target[part], draws=take(draws, part)).loss * size / BATCH).backward()
-    for one, parts in zip(whole, (parameter.grad for parameter in own.param_groups()["policy"]), strict=True):
-        torch.testing.assert_close(parts, one, atol=1e-5, rtol=1e-3)
-
-
-def test_it_learns_which_object_the_instruction_names():
-    """Two squares per picture; the action points at the named one, and away from it in later steps of the horizon."""
-    rng = np.random.default_rng(0)
-    pictures = np.full((24, 64, 64, 3), 170, np.uint8)
-    centre = rng.integers(8, 56, (24, 2))
-    centre[:, 1] = np.where(np.abs(centre[:, 0] - centre[:, 1]) < 12, 63 - centre[:, 0], centre[:, 1])
-    for picture, (red, green) in zip(pictures, centre, strict=True):
-        picture[28:36, red - 4: red + 4], picture[28:36, green - 4: green + 4] = (200, 40, 40), (40, 170, 80)
-    obs = ObsBatch({name: torch.from_numpy(pictures.repeat(2, 0)) for name in CONTRACT.cameras},
-                   torch.full((48, len(NAMES)), 0.1), ["push the red cube", "push the green cube"] * 24)
-    place = torch.from_numpy(centre.reshape(-1) / 32.0 - 1.0).float()       # -0.75 .. 0.75 of the action's range
-    for name in POLICIES:
-        own = make_policy(name)
-        inputs = own.preprocess(obs)
-        course = torch.where(torch.arange(own.spec.horizon) < own.spec.chunk - 1, 1.0, -0.5)
-        target = torch.zeros(48, own.spec.horizon, 7)
-        target[..., 1] = 0.05 * place[:, None] * course
-        optimiser = torch.optim.AdamW(own.param_groups()["policy"], lr=2e-3)
-        draws = generator()
-        for _ in range(80):
-            batch = torch.randint(48, (24,), generator=draws)
-            optimiser.zero_grad()
-            own.sft_loss(take(inputs, batch), target[batch], generator=draws).loss.backward()
-            torch.nn.utils.clip_grad_norm_(own.param_groups()["policy"], 1.0)
-            optimiser.step()
-        error = (own.act(inputs)[..., 1] / 0.05 - place[:, None] * course[: own.spec.chunk]).abs().mean()
-        blind = (place.view(24, 2).flip(1).flatten() - place).abs().mean() / 2      # always between the two squares
-        assert error < 0.25 * blind, f"{name}: {error:.3f}, without language {blind:.3f}"
-
-
-def test_the_instruction_changes_what_the_image_means(policy):
-    obs = observations()
-    red = policy.encode(policy.preprocess(dataclasses.replace(obs, instruction=["push the red cube"] * BATCH)))
-    blue = policy.encode(policy.preprocess(dataclasses.replace(obs, instruction=["push the blue cube"] * BATCH)))
-    image_tokens = red.tokens.shape[1] - 3      # all but text, proprioception and summary
-    assert (red.tokens[:, :image_tokens] - blue.tokens[:, :image_tokens]).abs().mean() > 1e-2
-    assert (red.pooled - blue.pooled).abs().mean() > 1e-2
-
-
-# -- determinism and invariance
-
-
-def test_acting_is_deterministic_and_random_only_through_the_generator(policy, inputs):
-    before = torch.get_rng_state()
-    assert torch.equal(policy.act(inputs), policy.act(inputs))
-    hot = [policy.act(inputs, temperature=1.0, generator=generator(seed)) for seed in (3, 3, 4)]
-    assert torch.equal(hot[0], hot[1]) and not torch.equal(hot[0], hot[2])
-    drawn = [policy.sample(inputs, generator=generator(5)) for _ in range(2)]
-    assert torch.equal(drawn[0].actions, drawn[1].actions) and torch.equal(drawn[0].logprob, drawn[1].logprob)
-    losses = [policy.sft_loss(inputs, actions(policy), generator=generator(6)).loss for _ in range(2)]
-    assert torch.equal(*losses)
-    make_policy(POLICIES[0])
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_random_acting_without_a_generator_is_refused(policy, inputs):
-    with pytest.raises(ValueError, match="generator"):
-        policy.act(inputs, temperature=1.0)
-
-
-def test_weights_depend_on_the_seed_alone(policy):
-    name = POLICIES[0] if policy.spec.family == "flow" else POLICIES[1]
-    first, again, other = (make_policy(name, seed=seed).state_dict() for seed in (7, 7, 8))
-    assert all(torch.equal(first[key], again[key]) for key in first)
-    assert any(not torch.equal(first[key], other[key]) for key in first)
-
-
-def test_train_mode_is_never_entered(policy):
-    assert not policy.train().training and not any(module.training for module in policy.modules())
-
-
-def test_a_sample_does_not_depend_on_its_batch(policy, inputs):
-    together = policy.act(inputs)
-    alone = torch.cat([policy.act(take(inputs, slice(i, i + 1))) for i in range(BATCH)])
-    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
-    trace = policy.sample(inputs, generator=generator()).trace
-    whole = policy.evaluate(inputs, trace).logprob
-    singles = [slice(i, i + 1) for i in range(BATCH)]
-    parts = torch.cat([policy.evaluate(take(inputs, one), take(trace, one)).logprob for one in singles])
-    assert (whole - parts).abs().max() < 1e-4
-
-
-def test_padding_words_change_nothing(policy, inputs):
-    words = inputs["words"][:, : int((inputs["words"] > 0).sum(1).max())]
-    torch.testing.assert_close(policy.act(inputs), policy.act({**inputs, "words": words}), atol=1e-6, rtol=0)
-
-
-def test_inputs_are_compact_and_batch_first(policy, inputs):
-    assert inputs["images"].dtype == torch.uint8 and inputs["words"].dtype == torch.int32
-    assert all(len(tensor) == BATCH for tensor in inputs.values())
-
-
-# -- preprocessing and normalisation
-
-
-def test_images_of_another_size_go_through_the_common_codec(policy):
-    obs = observations(batch=2, size=128)
-    camera = policy.spec.cameras[0]
-    images = policy.preprocess(obs)["images"][:, 0]
-    for image, raw in zip(images, obs.images[camera], strict=True):
-        assert np.array_equal(image.numpy(), encode_image(raw.numpy(), 64))
-
-
-def test_augmentation_happens_only_in_training_and_repeats_with_its_generator(policy, inputs):
-    obs = observations()
-    assert torch.equal(policy.preprocess(obs)["images"], inputs["images"])
-    first, again, other = (policy.preprocess(obs, train=True, generator=generator(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first["images"], again["images"]) and not torch.equal(first["images"], other["images"])
-    assert first["images"].dtype == torch.uint8 and first["images"].shape == inputs["images"].shape
-    assert torch.equal(first["words"], inputs["words"]) and torch.equal(first["proprio"], inputs["proprio"])
-
-
-def test_augmentation_shifts_by_whole_pixels_and_keeps_grey_grey():
-    image = torch.zeros(40, 32, 32, 3, dtype=torch.uint8)
-    image[:, 16, 16] = 255
-    shifted = augment_images(image, AugmentationConfig(4, 0, 0, 0), generator())
-    where = [tuple(index) for index in (shifted[..., 0] == 255).nonzero()[:, 1:].tolist()]
-    assert len(where) == 40 and len(set(where)) > 10 and all(abs(v - 16) <= 4 for pixel in where for v in pixel)
-    grey = torch.randint(60, 180, (8, 16, 16, 1), generator=generator(), dtype=torch.uint8).expand(-1, -1, -1, 3)
-    jittered = augment_images(grey.contiguous(), AugmentationConfig(0, 0.2, 0.2, 0.2), generator()).int()
-    assert (jittered.amax(-1) - jittered.amin(-1)).max() <= 1
-    assert (jittered - grey.int()).abs().amax((1, 2, 3)).min() > 0
-    assert torch.equal(augment_images(image, AugmentationConfig(0, 0, 0, 0), generator()), image)
-
-
-@pytest.mark.parametrize("change", ["contrast", "saturation"])
-def test_contrast_and_saturation_keep_the_brightness(change):
-    images = torch.randint(80, 160, (8, 16, 16, 3), generator=generator(), dtype=torch.uint8)
-    none = {"shift_pixels": 0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0}
-    jittered = augment_images(images, AugmentationConfig(**(none | {change: 0.3})), generator())
-    luma = torch.tensor([0.299, 0.587, 0.114])
-    assert ((jittered.float() - images.float()) @ luma).mean((1, 2)).abs().max() < 0.5
-    assert (jittered.float() - images.float()).abs().mean() > 1.0
-
-
-def test_bad_observations_are_refused(policy):
-    obs = observations()
-    with pytest.raises(DataError, match="non-finite"):
-        policy.preprocess(dataclasses.replace(obs, proprio=torch.full_like(obs.proprio, float("nan"))))
-    with pytest.raises(DataError, match="lacks camera"):
-        policy.preprocess(dataclasses.replace(obs, images={"side": obs.images["front_camera"]}))
-    with pytest.raises(DataError, match="0 words"):
-        policy.preprocess(dataclasses.replace(obs, instruction=[""] * BATCH))
-    with pytest.raises(DataError, match="batch size"):
-        dataclasses.replace(obs, instruction=["push the red cube"])
-
-
-def test_action_normalisation_round_trips(policy):
-    physical = actions(policy)
-    back = policy.normalizer.denormalise(policy.normalizer.normalise(physical))
-    torch.testing.assert_close(back, physical, atol=1e-6, rtol=0)
-    expected = CONTRACT.action.normalise(physical.double().numpy())
-    np.testing.assert_allclose(policy.normalizer.normalise(physical).numpy(), expected, atol=1e-5)
-
-
-def test_tokens_round_trip_within_half_a_bin():
-    own = make_policy("compact_token")
-    physical = actions(own, batch=64)
-    physical[0, 0], physical[0, 1] = torch.tensor(CONTRACT.action.low), torch.tensor(CONTRACT.action.high)
-    tokens = own.tokens_of(physical)
-    assert tokens.min() == 0 and tokens.max() == own.config.bins - 1
-    error = own.normalizer.normalise(own.actions_of(tokens)) - own.normalizer.normalise(physical)
-    assert error.abs().max() <= 1.0 / own.config.bins + 1e-6
-
-
-def test_words_of_the_contract_are_told_apart_and_collisions_refused():
-    WordTokenizer(4096, 16).require_distinct(CONTRACT)
-    with pytest.raises(ConfigError, match="share an id"):
-        WordTokenizer(4, 16).require_distinct(CONTRACT)
-    ids = WordTokenizer(4096, 16).encode(["Push the RED cube!", "push the red cube"])
-    assert np.array_equal(ids[0], ids[1])
-
-
-def test_a_still_element_is_not_blown_up():
-    data = np.zeros((10, len(NAMES)))
-    data[:, 0] = np.linspace(-1, 1, 10)
-    stats = Statistics.from_proprioception(NAMES, data)
-    assert stats.std[1] == pytest.approx(1e-2) and stats.std[0] > 0.5
-    with pytest.raises(DataError, match="N > 0"):
-        Statistics.from_proprioception(NAMES, data[:0])
-
-
-# -- checkpoints
-
-
-def test_a_saved_policy_comes_back_bit_for_bit(policy, inputs, tmp_path):
-    save_policy(policy, tmp_path / "a", {"parent": "none", "steps": 3})
-    loaded = load_policy(tmp_path / "a", CONTRACT)
-    assert type(loaded) is type(policy) and loaded.config == policy.config and loaded.spec == policy.spec
-    assert loaded.statistics.hash == policy.statistics.hash and loaded.contract.hash == CONTRACT.hash
-    assert all(torch.equal(value, loaded.state_dict()[key]) for key, value in policy.state_dict().items())
-    assert torch.equal(policy.act(inputs), loaded.act(loaded.preprocess(observations())))
-    assert checkpoint.read_description(tmp_path / "a")["lineage"] == {"parent": "none", "steps": 3}
-
-
-def test_another_contract_is_refused_with_the_differing_fields(policy, tmp_path):
-    save_policy(policy, tmp_path / "a")
-    other = dataclasses.replace(CONTRACT, action=dataclasses.replace(CONTRACT.action, max_translation_m=0.04))
-    with pytest.raises(ContractMismatch, match=r"action.max_translation_m: 0.04 -> 0.05"):
-        load_policy(tmp_path / "a", other)
-
-
-@pytest.mark.parametrize("field", ["statistics", "contract", "config"])
-def test_an_altered_description_is_refused(policy, tmp_path, field):
-    path = save_policy(policy, tmp_path / "a") / checkpoint.DESCRIPTION
-    content = json.loads(path.read_text())
-    if field == "statistics":
-        altered = json.loads(content["statistics"])
-        altered["mean"][0] += 0.001
-        content["statistics"] = json.dumps(altered, sort_keys=True)
-    elif field == "contract":
-        content["contract"] = content["contract"].replace('"max_steps":', '"max_steps":1')
-    else:
-        content["config"]["chunk"] = 3
-    path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match="altered after it was saved"):
-        load_policy(tmp_path / "a")
-
-
-def test_weights_that_do_not_fit_are_named(policy, tmp_path, monkeypatch):
-    whole = policy.state_dict()
-    changed = {key: value for key, value in whole.items() if key != "plan_head.bias"} | {"plan_head.extra": torch.zeros(1)}
-    monkeypatch.setattr(policy, "state_dict", lambda: changed)
-    save_policy(policy, tmp_path / "a")
-    with pytest.raises(DataError, match=r"missing: plan_head.bias; unexpected: plan_head.extra"):
-        load_policy(tmp_path / "a")
-
-
-def test_an_incomplete_checkpoint_is_named(policy, tmp_path):
-    with pytest.raises(DataError, match="no such file"):
-        load_policy(tmp_path / "nowhere")
-    save_policy(policy, tmp_path / "a")
-    (tmp_path / "a" / checkpoint.WEIGHTS).write_bytes(b"\x10")
-    with pytest.raises(DataError, match=r"model\.safetensors: unreadable weights"):
-        load_policy(tmp_path / "a")
-
-
-def in_child(work):
-    """Run `work` in a forked process, which exits without cleaning up."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return child
-
-
-@pytest.mark.parametrize("step", ["save_file", "_digest", "_sync", "_replace", "rename 1", "rename 2", "rmtree"])
-def test_a_save_that_dies_anywhere_leaves_a_whole_checkpoint(tmp_path, step, monkeypatch):
-    own = make_policy("compact_flow")
-    save_policy(own, tmp_path / "a", {"version": 1})
-
-    def dies(*_, **__):
-        os._exit(9)
-
-    def work():
-        if step.startswith("rename"):
-            calls, rename = iter((None, dies)[::-1] if step.endswith("1") else (None, dies)), os.rename
-            checkpoint.os.rename = lambda *paths: (next(calls) or rename)(*paths)
-        elif step == "rmtree":
-            checkpoint.shutil.rmtree = dies
-        else:
-            setattr(checkpoint, step, dies)
-        save_policy(own, tmp_path / "a", {"version": 2})
-
-    assert os.waitstatus_to_exitcode(os.waitpid(in_child(work), 0)[1]) == 9
-    expected = 2 if step == "rmtree" else 1
-    assert checkpoint.read_description(tmp_path / "a")["lineage"]["version"] == expected
-    load_policy(tmp_path / "a", CONTRACT)
-    save_policy(own, tmp_path / "a", {"version": 3})        # and the next save works and tidies up
-    assert checkpoint.read_description(tmp_path / "a")["lineage"]["version"] == 3
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-def test_sigkill_during_saving_keeps_a_whole_checkpoint(tmp_path):
-    own = make_policy("compact_token")
-    save_policy(own, tmp_path / "a", {"version": 0})
-
-    def save_for_ever():
-        for version in range(1, 10_000):
-            save_policy(own, tmp_path / "a", {"version": version})
-
-    seen = set()
-    for delay_s in np.random.default_rng(0).uniform(0.05, 0.3, 8):
-        child = in_child(save_for_ever)
-        time.sleep(delay_s)     # the kill has to come at a random moment
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        load_policy(tmp_path / "a", CONTRACT)
-        seen.add(checkpoint.read_description(tmp_path / "a")["lineage"]["version"])
-    assert max(seen) > 0        # saves did happen
-
-
-def test_a_new_save_replaces_the_old_one_and_is_readable_by_others(policy, tmp_path):
-    for version in (1, 2):
-        save_policy(policy, tmp_path / "a", {"version": version})
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o755
+# -- the checks notice what they are there for
+
+
+def broken(name, **members):
+    """A maker of the example policy with some of its members replaced."""
+    base = policy_class(OUTSIDER)
+    return lambda seed: _seeded(type(name, (base,), members), seed)
+
+
+def _seeded(cls, seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(cls.config_class(), CONTRACT, statistics())
+
+
+def _super(member):
+    return getattr(policy_class(OUTSIDER), member)
+
+
+def shifted_evaluate(self, inputs, trace):
+    scored = _super("evaluate")(self, inputs, trace)
+    scored.logprob = scored.logprob + 0.01
+    return scored
+
+
+def double_sample(self, inputs, *, generator):
+    sampled = _super("sample")(self, inputs, generator=generator)
+    sampled.logprob = sampled.logprob.double()
+    return sampled
+
+
+def constant_logprob(self, x, mean):
+    return torch.zeros_like(x) + 0 * mean
+
+
+def unclipped_sample(self, inputs, *, generator):
+    sampled = _super("sample")(self, inputs, generator=generator)
+    sampled.actions = sampled.actions + 0.01
+    return sampled
+
+
+def forgetful_groups(self):
+    groups = _super("param_groups")(self)
+    groups["policy"] = groups["policy"][1:]
+    return groups
+
+
+def idle_groups(self):
+    return _super("param_groups")(self) | {"policy": _super("param_groups")(self)["policy"] + [self.idle]}
+
+
+def with_idle_parameter(self, *arguments):
+    _super("__init__")(self, *arguments)
+    self.idle = torch.nn.Parameter(torch.zeros(1))
+
+
+def mean_of_batch_loss(self, inputs, actions, draws):
+    errors, metrics = _super("sft_errors")(self, inputs, actions, draws)
+    return errors * len(errors), metrics
+
+
+def loss_of_all_steps(self, inputs, actions, valid=None, **keywords):
+    return _super("sft_loss")(self, inputs, actions, None, **keywords)
+
+
+def globally_random_act(self, inputs, **keywords):
+    return _super("act")(self, inputs, **keywords) + 0.001 * torch.rand(())
+
+
+def batch_dependent_features(self, inputs):
+    features = _super("_features")(self, inputs)
+    return features - features.mean(0)
+
+
+def deaf_features(self, inputs):
+    return _super("_features")(self, {**inputs, "words": torch.zeros_like(inputs["words"])})
+
+
+def float_preprocess(self, obs, **keywords):
+    inputs = _super("preprocess")(self, obs, **keywords)
+    return {**inputs, "images": inputs["images"].float()}
+
+
+def lenient_preprocess(self, obs, **keywords):
+    obs.proprio = obs.proprio.nan_to_num()
+    return _super("preprocess")(self, obs, **keywords)
+
+
+def left_behind_value(self, features):
+    return _super("_value")(self, features) + torch.zeros(len(features), device="cpu")
+
+
+def long_act(self, inputs, *, steps=None, **keywords):
+    return _super("act")(self, inputs, **keywords)
+
+
+def training_train(self, mode=True):
+    return torch.nn.Module.train(self, mode)
+
+
+@pytest.mark.parametrize(("check", "members"), [
+    ("evaluation_repeats_the_sample", {"evaluate": shifted_evaluate}),
+    ("log_probability_follows_the_weights", {"_logprob": constant_logprob}),
+    ("log_probabilities_are_float32_and_finite", {"sample": double_sample}),
+    ("actions_stay_within_the_contract", {"sample": unclipped_sample}),
+    ("rl_gradients_reach_every_group", {"_value": lambda self, features: features.detach().sum(-1)}),
+    ("groups_hold_every_trainable_parameter_once", {"param_groups": forgetful_groups}),
+    ("supervised_gradient_reaches_the_whole_policy_and_nothing_else",
+     {"__init__": with_idle_parameter, "param_groups": idle_groups}),
+    ("supervised_loss_of_a_split_batch_adds_up", {"sft_errors": mean_of_batch_loss}),
+    ("masked_steps_are_left_out", {"sft_loss": loss_of_all_steps}),
+    ("randomness_comes_from_the_generator_alone", {"act": globally_random_act}),
+    ("train_mode_is_never_entered", {"train": training_train}),
+    ("a_sample_does_not_depend_on_its_batch", {"_features": batch_dependent_features}),
+    ("instruction_and_picture_matter", {"_features": deaf_features}),
+    ("inputs_are_compact_and_batch_first", {"preprocess": float_preprocess}),
+    ("augmentation_happens_in_training_only_and_repeats", {"augment": lambda self, inputs, generator: inputs}),
+    ("bad_observations_are_refused", {"preprocess": lenient_preprocess}),
+    ("act_returns_the_steps_asked_for", {"act": long_act}),
+    ("every_tensor_moves_with_the_policy", {"_value": left_behind_value}),
+], ids=lambda value: value if isinstance(value, str) else "")
+def test_a_broken_promise_is_noticed(outsider, tmp_path, check, members):
+    with pytest.raises(policy_checks.PolicyProblem):
+        CHECKS[check](Case(broken("Broken", **members), tmp_path))
+
+
+def test_all_checks_at_once_name_the_failing_ones(outsider, tmp_path, monkeypatch):
+    """What the documentation tells a third party to run."""
+    assert check_policy(lambda seed: make_policy(OUTSIDER, seed=seed), tmp_path) == {}
+    monkeypatch.setattr(policy_class(OUTSIDER), "evaluate", shifted_evaluate_of(policy_class(OUTSIDER).evaluate))
+    problems = check_policy(lambda seed: make_policy(OUTSIDER, seed=seed), tmp_path)
+    assert list(problems) == ["evaluation_repeats_the_sample"] and "than sample()" in next(iter(problems.values()))
+
+
+def shifted_evaluate_of(evaluate):
+    def shifted(self, inputs, trace):
+        scored = evaluate(self, inputs, trace)
+        scored.logprob = scored.logprob + 0.01
+        return scored
+
+    return shifted

@@ -33,7 +33,7 @@ class PolicySpec:
     proprio_dim: int
     cameras: tuple[str, ...]
     image_size: int
-    family: Literal["tokens", "flow"]
+    family: Literal["tokens", "flow", "other"]
 
     def __post_init__(self):
         if not 1 <= self.chunk <= self.horizon:
