@@ -262,9 +262,13 @@ def test_every_parameter_of_the_shipped_files_reaches_its_node(tmp_path, ros_dom
                    "output_directory": str(tmp_path)},
         "console": {"port": "0", "linear_speed_m_s": "0.05", "domain": "standin", "output_directory": str(tmp_path)},
         "deploy": {"checkpoint": "1", "record": "true", "lockstep": "true", "output_directory": str(tmp_path)},
+        "camera": {"source": "/dev/video3", "width": "640", "camera_rate_hz": "30", "fourcc": "MJPG", "loop": "false"},
+        "cell": {"kind": "trajectory", "gripper": "forward", "interpolate_hz": "100", "camera_rate_hz": "15", "rate_hz": "40",
+                 "task": "push_cube", "clear_height_m": "0.15"},
     }
     graph = {"twin": ["sim"], "teleop": ["gate", "teleop"], "record": ["recorder"],
-             "console": ["gate", "recorder", "console"], "deploy": ["gate", "policy", "recorder"]}
+             "console": ["gate", "recorder", "console"], "deploy": ["gate", "policy", "recorder"],
+             "camera": ["camera"], "cell": ["gate", "arm_adapter", "camera", "start"]}
     assert set(graph) == set(shipped()), "a new launch file has to be tried here, too"
     with Processes(tmp_path / "logs", ros_domain) as processes, RosClient("reader", ros_domain, processes.check) as client:
         wanted = {}
@@ -282,6 +286,8 @@ def test_every_parameter_of_the_shipped_files_reaches_its_node(tmp_path, ros_dom
     assert actual["/x/record/recorder"]["task"] == "007"
     assert actual["/x/deploy/recorder"]["use_sim_time"] is True
     assert actual["/x/teleop/teleop"]["noise"] == 0.0
+    assert actual["/x/camera/camera"]["rate_hz"] == 30.0
+    assert actual["/x/cell/gate"]["rate_hz"] == 40.0
 
 
 def read_parameters(client: RosClient, node: str, names: set[str]) -> dict:

@@ -25,6 +25,9 @@ setup(
         "gate_node = rlco_teleop.nodes.gate_node:main",
         "teleop_node = rlco_teleop.nodes.teleop_node:main",
         "recorder_node = rlco_teleop.nodes.recorder_node:main",
+        "arm_adapter_node = rlco_teleop.nodes.arm_adapter_node:main",
+        "camera_node = rlco_teleop.nodes.camera_node:main",
+        "start_node = rlco_teleop.nodes.start_node:main",
         "console_node = rlco_teleop.nodes.console_node:main",
     ]},
 )

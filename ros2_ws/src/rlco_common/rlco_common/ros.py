@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 import rclpy
+import simplejpeg
 from builtin_interfaces.msg import Duration, Time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from geometry_msgs.msg import PoseStamped
@@ -20,7 +21,7 @@ from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
 from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-from sensor_msgs.msg import Image, JointState
+from sensor_msgs.msg import CompressedImage, Image, JointState
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from rlco_common.contract import Contract, contract_directory, load_contract
@@ -154,13 +155,28 @@ def pose_to_msg(pose: Pose, frame: str, stamp_ns: int) -> PoseStamped:
     return message
 
 
-def image_to_msg(image: np.ndarray, frame: str, stamp_ns: int) -> Image:
-    """Image message of a uint8 RGB [height, width, 3] array."""
-    message = Image(height=image.shape[0], width=image.shape[1], encoding="rgb8", step=image.shape[1] * 3)
+def image_to_msg(image: np.ndarray, frame: str, stamp_ns: int, encoding: str = "rgb8") -> Image:
+    """Image message of a uint8 [height, width, 3] array whose channels are in the order of `encoding`."""
+    message = Image(height=image.shape[0], width=image.shape[1], encoding=encoding, step=image.shape[1] * 3)
     message.header.frame_id = frame
     message.header.stamp = stamp_from_ns(stamp_ns)
     data = array.array("B")
     data.frombytes(np.ascontiguousarray(image))
+    message.data = data
+    return message
+
+
+def compressed_image_msg(image: np.ndarray, frame: str, stamp_ns: int, quality: int, encoding: str = "rgb8") -> CompressedImage:
+    """JPEG of a uint8 [height, width, 3] array, with the format string of image_transport's compressed plugin.
+
+    quality: 1 to 100. The string names the encoding of the raw topic and that of the decoded JPEG under OpenCV.
+    """
+    message = CompressedImage(format=f"{encoding}; jpeg compressed bgr8")
+    message.header.frame_id = frame
+    message.header.stamp = stamp_from_ns(stamp_ns)
+    data = array.array("B")
+    data.frombytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality,
+                                          colorspace="RGB" if encoding == "rgb8" else "BGR", colorsubsampling="420"))
     message.data = data
     return message
 

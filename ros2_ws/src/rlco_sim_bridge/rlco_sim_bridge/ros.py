@@ -1,11 +1,9 @@
 """The topics of a real cell, as a simulated one speaks them: messages and bundles of endpoints."""
 
-import array
 from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
-import simplejpeg
 from geometry_msgs.msg import PoseStamped, TransformStamped
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
@@ -19,7 +17,16 @@ from rlco_common.errors import DataError, RlcoError
 from rlco_common.messages import pose_from_msg
 from rlco_common.observation import Observation
 from rlco_common.pose import Pose
-from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg, stamp_from_ns, stamp_to_ns
+from rlco_common.ros import (
+    CAMERA_QOS,
+    STATE_QOS,
+    compressed_image_msg,
+    image_to_msg,
+    joint_state_to_msg,
+    pose_to_msg,
+    stamp_from_ns,
+    stamp_to_ns,
+)
 from rlco_sim_bridge.domain import CameraView
 from rlco_sim_bridge.frames import optical_pose
 
@@ -39,21 +46,6 @@ def camera_info_msg(camera: CameraSpec, intrinsics: np.ndarray, stamp_ns: int) -
     message.k = intrinsics.ravel().tolist()
     message.r = np.eye(3).ravel().tolist()
     message.p = np.hstack([intrinsics, np.zeros((3, 1))]).ravel().tolist()
-    return message
-
-
-def compressed_image_msg(image: np.ndarray, frame: str, stamp_ns: int, quality: int) -> CompressedImage:
-    """JPEG of a uint8 RGB [height, width, 3] array, with the format string of image_transport's compressed plugin.
-
-    quality: 1 to 100. The string names the encoding of the raw topic and that of the decoded JPEG under OpenCV.
-    """
-    message = CompressedImage(format="rgb8; jpeg compressed bgr8")
-    message.header.frame_id = frame
-    message.header.stamp = stamp_from_ns(stamp_ns)
-    data = array.array("B")
-    data.frombytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB",
-                                          colorsubsampling="420"))
-    message.data = data
     return message
 
 

@@ -1,0 +1,1 @@
+"""Cameras that have no ROS driver of their own: V4L2 devices and video files."""
