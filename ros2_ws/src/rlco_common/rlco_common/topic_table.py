@@ -58,6 +58,8 @@ def graph_topics(contract: Contract) -> tuple[Topic, ...]:
               "true while the dead-man is held, again and again; silence counts as released"),
         Topic(topics.ACTION_CHUNK, "trajectory_msgs/msg/JointTrajectory", "command", "policy", "gate, recorder",
               "actions, one point per control tick; joint_names are the action's names, the stamp is the observation's"),
+        Topic(topics.SHADOW_CHUNK, "trajectory_msgs/msg/JointTrajectory", "command", "policy in shadow mode", "any ROS tool",
+              "what the policy would have sent; nothing follows it"),
         Topic(topics.PLANNED_TARGET, "geometry_msgs/msg/PoseStamped", "command", "start node", "gate",
               "next point of a planned move; counts while the gate allows one"),
         Topic(topics.PLANNED_GRIPPER, "std_msgs/msg/Float64", "command", "start node", "gate",

@@ -4,6 +4,7 @@ TELEOP_TWIST = "/teleop/twist"
 TELEOP_GRIPPER = "/teleop/gripper"
 TELEOP_DEADMAN = "/teleop/deadman"
 ACTION_CHUNK = "/policy/action_chunk"
+SHADOW_CHUNK = "/policy/shadow_chunk"       # what a policy in shadow mode would have done; nothing listens to it
 PLANNED_TARGET = "/planned/target_pose"     # of a planned move, for the gate alone
 PLANNED_GRIPPER = "/planned/gripper"
 GATE_STATUS = "/gate/status"

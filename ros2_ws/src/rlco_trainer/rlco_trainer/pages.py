@@ -45,6 +45,31 @@ def curve_url(lines: dict[str, tuple[list[tuple[float, float]], str]], x: str, y
     axes.grid(alpha=0.25)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
+    return _svg_url(figure)
+
+
+def bars_url(groups: list[str], bars: dict[str, list[float]], y: str) -> str:
+    """Grouped bars as a data URL. bars: label -> one height per group."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(4.6, 2.9), layout="constrained")
+    width = 0.8 / max(len(bars), 1)
+    for index, (label, heights) in enumerate(bars.items()):
+        axes.bar(np.arange(len(groups)) + (index - (len(bars) - 1) / 2) * width, heights, width, label=label)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_ylabel(y)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, axis="y")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg_url(figure)
+
+
+def _svg_url(figure) -> str:
+    import matplotlib.pyplot as plt
+
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg")
     plt.close(figure)

@@ -2,9 +2,11 @@
 
 Inference runs on the worker's thread, on the newest observation, never inside a callback. Lock step: exactly at the ticks
 0, chunk, 2 * chunk, ... of an episode. Real time: early enough that the next chunk arrives before the current one ends
-(`asynchronous`), or whenever a chunk is used up.
+(`asynchronous`), or whenever a chunk is used up. In shadow mode nothing of it reaches the gate; the chunks are compared with
+what the operator does.
 """
 
+import sys
 from collections.abc import Callable
 
 import numpy as np
@@ -14,12 +16,13 @@ from rcl_interfaces.msg import SetParametersResult
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from sensor_msgs.msg import Image, JointState
-from std_msgs.msg import String
+from std_msgs.msg import Float64MultiArray, String
 from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import RlcoError
+from rlco_common.gate import Source
 from rlco_common.messages import image_from_msg, pose_from_msg
 from rlco_common.ros import (
     CAMERA_QOS,
@@ -35,9 +38,11 @@ from rlco_common.ros import (
     stamp_to_ns,
 )
 from rlco_policy.opening import choose_execution, open_runner
+from rlco_policy.shadow import LiveShadow
 from rlco_policy.worker import InferenceWorker, Runner
 
 DIAGNOSTICS_PERIOD_S = 1.0
+SWITCH_INTERVAL_S = 0.0005      # Python's 5 ms would let a due chunk wait that long behind callbacks
 
 
 class PolicyNode(RlcoLifecycleNode):
@@ -52,7 +57,10 @@ class PolicyNode(RlcoLifecycleNode):
         self._lockstep = declare(self, "lockstep", False, "act once per tick of /clock, not in real time", read_only=True)
         asynchronous = declare(self, "asynchronous", True, "real time: compute the next chunk while the current one runs; "
                                "false: the arm waits for it", read_only=True)
-        self._asynchronous = asynchronous and not self._lockstep
+        shadow = declare(self, "shadow", False, "move nothing; compare the actions with the operator's, by phase, on "
+                         f"{topics.DIAGNOSTICS}", read_only=True)
+        self._shadow = LiveShadow(self._contract) if shadow else None
+        self._asynchronous = asynchronous and not self._lockstep and not shadow
         self._max_slowdown = declare(self, "max_slowdown", 4, "with a model too slow for its horizon, play every action up "
                                      "to this many control periods long rather than stop and go", low=1, high=20,
                                      read_only=True)
@@ -69,6 +77,7 @@ class PolicyNode(RlcoLifecycleNode):
         self._worker: InferenceWorker | None = None
         self._endpoints = []
         self._source = ""       # who is in charge, as the gate says
+        self._opening: float | None = None
         self.add_on_set_parameters_callback(self._on_parameters)
 
     # -- lifecycle
@@ -77,7 +86,8 @@ class PolicyNode(RlcoLifecycleNode):
         return self.guarded(self._load)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._chunks = self._advertise(JointTrajectory, topics.ACTION_CHUNK, COMMAND_QOS)
+        chunk_topic = topics.ACTION_CHUNK if self._shadow is None else topics.SHADOW_CHUNK
+        self._chunks = self._advertise(JointTrajectory, chunk_topic, COMMAND_QOS)
         self._diagnostics = self._advertise(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
         execution = choose_execution(self._runner, self._contract, asynchronous=self._asynchronous,
                                      max_slowdown=self._max_slowdown)
@@ -92,8 +102,11 @@ class PolicyNode(RlcoLifecycleNode):
             self._listen(Image, camera.topic, lambda message, name=name: self._on_image(name, message), CAMERA_QOS)
         self._listen(JointState, names.joint_states, self._on_joint_states, STATE_QOS)
         self._listen(PoseStamped, names.ee_pose, self._on_ee_pose, STATE_QOS)
-        if self._asynchronous:      # else a chunk from before a takeover would be continued after it
+        if self._asynchronous or self._shadow is not None:
             self._listen(DiagnosticArray, topics.GATE_STATUS, self._on_gate_status, STATE_QOS)
+        if self._shadow is not None:
+            self._listen(Float64MultiArray, names.gripper_command, self._on_gripper_command, STATE_QOS)
+            self._listen(PoseStamped, names.target_pose, self._on_target_pose, STATE_QOS)
         timer = self.create_timer(DIAGNOSTICS_PERIOD_S, self._publish_diagnostics,
                                   clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._endpoints.append((self.destroy_timer, timer))
@@ -152,6 +165,8 @@ class PolicyNode(RlcoLifecycleNode):
             return
         if event.kind == "reset":
             self._worker.new_episode(event.instruction, event.seed, event.stamp_ns)
+            if self._shadow is not None:
+                self._shadow.interrupt()
 
     def _on_image(self, name: str, message: Image) -> None:
         self._worker.feed(lambda assembler: assembler.add_image(
@@ -167,22 +182,40 @@ class PolicyNode(RlcoLifecycleNode):
 
     def _on_gate_status(self, message: DiagnosticArray) -> None:
         source = next((item.value for item in message.status[0].values if item.key == "source"), "")
-        if source != self._source:
-            self._source = source
-            self._worker.interrupt()
+        if source == self._source:
+            return
+        self._source = source
+        if self._shadow is None:
+            self._worker.interrupt()        # or a chunk from before a takeover would be continued after it
+        elif source != Source.OPERATOR.name:
+            self._shadow.interrupt()
+
+    def _on_gripper_command(self, message: Float64MultiArray) -> None:
+        self._opening = message.data[0]     # comes before the target that it goes with
+
+    def _on_target_pose(self, message: PoseStamped) -> None:
+        if self._source == Source.OPERATOR.name and self._opening is not None:
+            self._shadow.commanded(pose_from_msg(message), self._opening, stamp_to_ns(message.header.stamp))
 
     # -- what goes out
 
     def _publish(self, actions: np.ndarray, stamp_ns: int) -> None:
+        if self._shadow is not None:
+            self._shadow.predicted(actions, stamp_ns)
         self._chunks.publish(chunk_to_msg(self._contract, actions, stamp_ns))
 
     def _publish_diagnostics(self) -> None:
         failed, problem, values = self._worker.status()
         level = DiagnosticStatus.ERROR if failed else DiagnosticStatus.WARN if problem else DiagnosticStatus.OK
-        self._diagnostics.publish(diagnostics(self, "policy", level, problem or "running", values))
+        running = "running" if self._shadow is None else "in the shadow of the operator"
+        self._diagnostics.publish(diagnostics(self, "policy", level, problem or running, values))
+        if self._shadow is not None:
+            self._diagnostics.publish(diagnostics(self, "shadow", DiagnosticStatus.OK, "mean error of the policy by phase",
+                                                  self._shadow.values()))
 
 
 def main(args=None) -> int:
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     return run_node(PolicyNode, args)
 
 
