@@ -324,6 +324,18 @@ def test_an_altered_tokenizer_is_refused(policy, tmp_path):
         load_policy(saved)
 
 
+def test_bfloat16_trains_float32_adapters_and_gives_float32_log_probabilities(policy, inputs):
+    half = make_policy("openvla", openvla_config(dtype="bfloat16"))
+    half.load_state_dict(policy.state_dict())
+    assert all(parameter.dtype == torch.float32 for group in half.param_groups().values() for parameter in group)
+    trace = policy.sample(inputs, generator=generator()).trace
+    exact, rough = policy.evaluate(inputs, trace).logprob, half.evaluate(inputs, trace).logprob
+    assert rough.dtype == torch.float32 and (rough - exact).abs().mean() < 0.02
+    half.sft_loss(inputs, actions(half), generator=generator()).loss.backward()
+    with pytest.raises(ConfigError, match="small steps"):
+        make_policy("openvla", openvla_config(dtype="bfloat16", trains="all"))
+
+
 def test_the_vision_towers_differ_in_what_the_checkpoint_says():
     with pytest.raises(ValueError, match="divisible by heads"):
         VitConfig(10, 3, 4, 20)

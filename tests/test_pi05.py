@@ -19,7 +19,7 @@ from rlco_policy.checkpoint import WEIGHTS, load_policy, save_policy
 from rlco_policy.hub import SINGLE
 from rlco_policy.pi05.config import Pi05Config
 from rlco_policy.pi05.export import write_lerobot
-from rlco_policy.pi05.model import EMBEDDING, EXPERT_HEAD, LANGUAGE_HEAD, build_pi05, lerobot_config
+from rlco_policy.pi05.model import EMBEDDING, EXPERT_HEAD, LANGUAGE_HEAD, build_pi05, lerobot_config, run_expert
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_a_new_chunk_goes_on_where_the_old_one_stands(policy, inputs):
 
 
 def test_bfloat16_gives_float32_log_probabilities_near_the_exact_ones(inputs, policy):
-    half = make_policy("pi05", pi05_config(dtype="bfloat16"))
+    half = make_policy("pi05", pi05_config(dtype="bfloat16", trains="expert"))
     half.model.load_state_dict({name: tensor.to(half.model.state_dict()[name].dtype)
                                 for name, tensor in policy.model.state_dict().items()})
     for head in ("noise_head", "value_head"):
@@ -320,9 +320,27 @@ def test_bfloat16_gives_float32_log_probabilities_near_the_exact_ones(inputs, po
     trace = policy.sample(inputs, generator=generator()).trace
     exact, rough = policy.evaluate(inputs, trace).logprob, half.evaluate(inputs, trace).logprob
     assert rough.dtype == torch.float32 and (rough - exact).abs().mean() < 0.05
+    draws = policy.sft_draws(BATCH, generator())
+    losses = [own.sft_loss(inputs, actions(own), draws=draws) for own in (policy, half)]
+    torch.testing.assert_close(losses[1].per_sample, losses[0].per_sample, atol=0, rtol=0.02)
+    half.sft_loss(inputs, actions(half), draws=draws).loss.backward()
+    assert all(parameter.dtype == torch.float32 for group in half.param_groups().values() for parameter in group)
     sampled = half.sample(inputs, generator=generator())
     ratio = (half.evaluate(inputs, sampled.trace).logprob - sampled.logprob).sum((1, 2)).exp()
     torch.testing.assert_close(ratio, torch.ones(BATCH), atol=0.05, rtol=0)
+
+
+def test_training_bfloat16_weights_is_refused():
+    with pytest.raises(ConfigError, match="small steps vanish"):
+        make_policy("pi05", pi05_config(dtype="bfloat16"))
+
+
+def test_prefix_and_expert_apart_are_lerobots_joint_pass(policy, inputs):
+    target, draws = policy.normalizer.normalise(actions(policy)), policy.sft_draws(BATCH, generator())
+    mixed = torch.lerp(policy._pad(target), draws["noise"], draws["time"][:, None, None])
+    velocity, _ = run_expert(policy.model, policy.prefix(inputs), mixed, draws["time"])
+    errors = (velocity - (draws["noise"] - policy._pad(target))).square()[..., :7]
+    torch.testing.assert_close(errors, policy.sft_errors(inputs, actions(policy), draws)[0], atol=1e-5, rtol=0)
 
 
 def test_the_lerobot_description_names_what_the_policy_has(policy):

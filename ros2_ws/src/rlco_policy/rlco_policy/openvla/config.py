@@ -46,7 +46,7 @@ class OpenVlaConfig:
     stages train besides the value head. loss: the rows over which the supervised cross-entropy is normalised; `actions`
     are the 256 that sampling is restricted to. center_crop: evaluate on the middle 90 % of the picture, as
     checkpoints need that were trained with OpenVLA's own augmentation. value_hidden: widths of the critic (RL4VLA's).
-    temperature: of sampling in RL, part of the log-probability.
+    temperature: of sampling in RL, part of the log-probability. dtype: of the model; adapters and critic are float32.
     """
 
     pretrained: str = ""
@@ -83,6 +83,9 @@ class OpenVlaConfig:
             raise ValueError("temperature > 0, chunk >= 1, max_prompt_tokens >= 1 and bins >= 2 are needed")
         if self.trains == "lora" and self.lora.rank == 0:
             raise ValueError("trains: lora needs lora.rank > 0; use trains: all to train every weight")
+        if self.trains == "all" and self.dtype == "bfloat16":
+            raise ValueError("dtype: bfloat16 with trains: all would lose an optimizer's small steps; use trains: lora, or "
+                             "float32 with autocast")
         if not (self.pretrained or self.tokenizer):
             raise ValueError("give pretrained (a folder or hub name in OpenVLA's layout), or for random weights tokenizer "
                              "(a folder with a tokenizer.json)")

@@ -40,7 +40,8 @@ class Pi05Config:
     actions and state by the contract and the dataset, or by what a fine-tuned checkpoint stores. state_in_prompt: False
     reproduces the paper's runs, whose policy sees no proprioception. trains, rl_trains: what Stage I and Stage II train;
     `expert` leaves the vision-language model as it is. lora: rank 0 = full weights. noise_std, noise_std_end, logprob: as
-    in CompactFlowConfig. value_detach: the critic's gradient stops at the vision-language features.
+    in CompactFlowConfig. value_detach: the critic's gradient stops at the vision-language features. dtype: of the
+    vision-language model; expert and heads are float32 always.
     """
 
     pretrained: str = ""
@@ -84,5 +85,10 @@ class Pi05Config:
         if not (self.pretrained or self.tokenizer):
             raise ValueError("give pretrained (a folder or hub name of a LeRobot checkpoint), or for random weights tokenizer "
                              "(a folder with PaliGemma's tokenizer.json)")
+        trains_language = "all" in (self.trains, self.rl_trains) and not self.lora.rank
+        if self.dtype == "bfloat16" and (trains_language or self.gradient_checkpointing):
+            raise ValueError("dtype: bfloat16 is for a language model that stays as it is: an optimizer's small steps vanish "
+                             "in it. Train the expert alone (trains: expert), adapters (lora), or use float32 with autocast; "
+                             "gradient_checkpointing needs float32 as well")
         if self.statistics == "checkpoint" and not self.pretrained:
             raise ValueError("statistics: checkpoint needs pretrained")

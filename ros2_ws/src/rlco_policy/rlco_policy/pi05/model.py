@@ -67,6 +67,7 @@ def _backbone(config: Pi05Config) -> PaliGemmaWithExpertModel:
     for part in (backbone.paligemma.model.language_model, backbone.gemma_expert.model):
         part.config._attn_implementation = "eager"      # what LeRobot samples with
     backbone.to_bfloat16_for_selected_params(config.dtype)
+    backbone.gemma_expert.float()       # trained weights: an optimizer's small steps vanish in bfloat16
     return backbone
 
 

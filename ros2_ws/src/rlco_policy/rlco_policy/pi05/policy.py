@@ -141,11 +141,16 @@ class Pi05(PretrainedPolicy):
 
     def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """LeRobot's flow-matching loss, per element of the real action dimensions (openpi's mean is over all 32)."""
-        tokens = inputs["tokens"]
-        views = self._views(inputs)
-        seen = [torch.ones(len(tokens), dtype=torch.bool, device=tokens.device) for _ in views]
+        noise, time = draws["noise"], draws["time"]
         target = self._pad(self.normalizer.normalise(actions))
-        errors = self.model.forward(views, seen, tokens, tokens != PAD, target, draws["noise"], draws["time"])
+        if self.config.dtype == "float32":
+            tokens, views = inputs["tokens"], self._views(inputs)
+            seen = [torch.ones(len(tokens), dtype=torch.bool, device=tokens.device) for _ in views]
+            errors = self.model.forward(views, seen, tokens, tokens != PAD, target, noise, time)
+        else:       # LeRobot's joint pass takes one precision; prefix first, then expert, is the same computation
+            mixed = torch.lerp(target, noise, time[:, None, None])
+            velocity, _ = run_expert(self.model, self.prefix(inputs), mixed, time)
+            errors = (velocity - (noise - target)).square()
         errors = errors[..., : self.spec.action_dim]
         return errors, {"flow_mse": float(errors.detach().mean())}
 
