@@ -12,8 +12,8 @@ from rlco_policy.statistics import Statistics
 from rlco_trainer.batches import sft_batch, sft_loss, slices
 from rlco_trainer.config import PpoConfig, StageTwoConfig
 from rlco_trainer.dataset.reader import DemoBatch
-from rlco_trainer.ppo import RlBatch, chunk_logprob, generalized_advantages, rl_loss, total_loss
-from rlco_trainer.stage2 import explained_variance, make_optimizer, update_step
+from rlco_trainer.ppo import RlBatch, explained_variance, generalized_advantages, joint_logprob, rl_loss, total_loss
+from rlco_trainer.updates import make_optimizer, update_step
 
 POLICIES = ("compact_flow", "compact_token")
 BETA = 0.7
@@ -46,7 +46,7 @@ def synthetic_rollout(policy, size: int) -> RlBatch:
                                         torch.from_numpy(demos.proprioception), demos.instructions))
     sampled = policy.sample(inputs, generator=torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
-    return RlBatch(inputs, sampled.trace, chunk_logprob(sampled.logprob), sampled.value,
+    return RlBatch(inputs, sampled.trace, joint_logprob(sampled.logprob, "chunk"), sampled.value,
                    torch.randn(size, generator=generator), torch.rand(size, generator=generator))
 
 
@@ -105,7 +105,7 @@ def test_update_is_the_same_for_any_number_of_micro_batches(policy, micro_batche
         config = StageTwoConfig(out=".", start=".", real="x", beta=BETA, micro_batches=parts, max_grad_norm=1e9, lr=0.0)
         optimizer = make_optimizer(policy, config)
         optimizer.step = lambda: None
-        metrics = update_step(policy, optimizer, rl, real, config)
+        metrics = update_step(policy, optimizer, rl, real, config, beta=config.beta)
         return {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}, metrics
 
     whole, whole_metrics = gradients(1)
@@ -130,16 +130,17 @@ def test_ppo_raises_the_probability_of_what_paid(policy):
     config = StageTwoConfig(out=".", start=".", beta=0.0, lr=1e-4, value_lr=0.0, noise_lr=0.0)
     optimizer = make_optimizer(policy, config)
     for _ in range(3):
-        update_step(policy, optimizer, rl, None, config)
+        update_step(policy, optimizer, rl, None, config, beta=config.beta)
     with torch.no_grad():
-        change = chunk_logprob(policy.evaluate(rl.inputs, rl.trace).logprob) - rl.logprob
+        change = joint_logprob(policy.evaluate(rl.inputs, rl.trace).logprob, "chunk") - rl.logprob
     assert change[rl.advantage > 0.5].mean() > change[rl.advantage < -0.5].mean()
 
 
 def test_critic_warm_up_moves_the_critic_alone(policy):
     config = StageTwoConfig(out=".", start=".", beta=0.0)
     before = {name: value.clone() for name, value in policy.named_parameters()}
-    update_step(policy, make_optimizer(policy, config), synthetic_rollout(policy, 8), None, config, critic_only=True)
+    update_step(policy, make_optimizer(policy, config), synthetic_rollout(policy, 8), None, config, beta=config.beta,
+                critic_only=True)
     moved = {name.split(".")[0] for name, value in policy.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {"value_head"}
 

@@ -14,14 +14,17 @@ from rlco_common.strict import apply_overrides, from_mapping, load_yaml, to_mapp
 class StageOneConfig:
     """Supervised co-training (paper, III-C, eq. 4).
 
-    real, sim: datasets; an empty string leaves that source out. alpha: probability that a trajectory is simulated.
-    held_out: real episodes kept out of training for the held-out loss; -1 takes those that the dataset itself holds out.
-    policy_config: fields of the policy's config.
+    real, sim: a dataset or several ([a, b]: their trajectories are drawn alike); an empty string leaves that source out.
+    alpha: probability that a trajectory is simulated. held_out: real episodes kept out of training for the held-out loss;
+    -1 takes those that the dataset itself holds out. policy_config: fields of the policy's config. precision: of the
+    forward and backward pass; weights and optimizer stay float32. ema: decay of the averaged weights that the run yields;
+    0 = the last weights. patience: stop after this many looks at the held-out loss (one every monitor_every steps)
+    without a new best, and yield the best weights; 0 = never.
     """
 
     out: Path
-    real: str = ""
-    sim: str = ""
+    real: str | tuple[str, ...] = ""
+    sim: str | tuple[str, ...] = ""
     alpha: float = 0.5
     policy: str = "compact_flow"
     policy_config: dict[str, Any] = field(default_factory=dict)
@@ -34,6 +37,9 @@ class StageOneConfig:
     final_lr_fraction: float = 0.05
     weight_decay: float = 1e-4
     max_grad_norm: float = 1.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    ema: float = 0.0
+    patience: int = 0
     held_out: int = -1
     log_every: int = 25
     monitor_every: int = 100
@@ -49,12 +55,20 @@ class StageOneConfig:
             raise ValueError(f"alpha must be in [0, 1], got {self.alpha}")
         if min(self.steps, self.batch_size, self.micro_batches) < 1:
             raise ValueError("steps, batch_size and micro_batches must be at least 1")
+        if not 0 <= self.ema < 1 or self.patience < 0:
+            raise ValueError("ema must be in [0, 1) and patience not negative")
 
 
 @dataclass(frozen=True)
 class PpoConfig:
-    """PPO (Schulman et al. 2017) on action chunks. gamma and gae_lambda are per chunk, as in the reference release."""
+    """PPO (Schulman et al. 2017) on action chunks. gamma and gae_lambda are per chunk, as in the reference release.
 
+    surrogate_weight: of the clipped surrogate; 0 trains the critic alone. level: what the ratio is taken over, the chunk
+    (the reference's choice) or each action of it. target_kl: an iteration's surrogate steps end above it.
+    """
+
+    surrogate_weight: float = 1.0
+    level: Literal["chunk", "action"] = "chunk"
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip: float = 0.2
@@ -72,19 +86,53 @@ class PpoConfig:
 
 
 @dataclass(frozen=True)
+class ReplayConfig:
+    """Success replay, see rlco_trainer.replay. updates: its optimizer steps per iteration, each on batch_size decisions
+    out of the newest `capacity` and on beta times a real batch; 0 = off. They begin once `min_size` decisions are there.
+    """
+
+    updates: int = 0
+    batch_size: int = 64
+    capacity: int = 8192
+    min_size: int = 200
+    lr: float = 5e-4
+
+    def __post_init__(self):
+        if self.updates < 0 or min(self.batch_size, self.capacity, self.min_size) < 1:
+            raise ValueError("updates must not be negative; batch_size, capacity and min_size must be at least 1")
+
+
+@dataclass(frozen=True)
+class BetaControl:
+    """Moves beta to keep the held-out real loss between low and high times its start, see rlco_trainer.forgetting."""
+
+    low: float = 1.0
+    high: float = 1.2
+    rate: float = 1.25
+    smallest: float = 1e-3
+    largest: float = 10.0
+
+    def __post_init__(self):
+        if not 0 < self.low < self.high or self.rate <= 1 or not 0 < self.smallest <= self.largest:
+            raise ValueError("0 < low < high, rate > 1 and 0 < smallest <= largest are needed")
+
+
+@dataclass(frozen=True)
 class StageTwoConfig:
     """RL in the twin, anchored to real data (paper, IV-B, eq. 5): L_total = L_RL + beta * L_SFT(D_real).
 
     start: checkpoint of Stage I. beta multiplies the loss over the real action dimensions; the reference release
     averages over 32 padded ones, so its 0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step,
     whatever the number of micro-batches. episodes: complete episodes per iteration, spread over `scenes` twins; those run
-    in `workers` processes, or with backend=gpu in one batch on a CUDA device. held_out: as in Stage I.
+    in `workers` processes, or with backend=gpu in one batch on a CUDA device. held_out: as in Stage I. cosine_every: how
+    often (in iterations) the cosine between the RL and the real gradient is measured, 0 = never.
     """
 
     out: Path
     start: Path
-    real: str = ""
+    real: str | tuple[str, ...] = ""
     beta: float = 0.05
+    beta_control: BetaControl | None = None
     task: str = "push_cube"
     domain: str = "twin"
     contract: str = "panda_tabletop"
@@ -102,7 +150,9 @@ class StageTwoConfig:
     max_grad_norm: float = 1.0
     critic_warmup: int = 2
     ppo: PpoConfig = field(default_factory=PpoConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
     held_out: int = -1
+    cosine_every: int = 0
     measure_episodes: int = 64
     measure_every: int = 10
     min_initial_success: float = 0.05
@@ -119,6 +169,12 @@ class StageTwoConfig:
             raise ValueError("beta > 0 needs the real dataset: give real=DATASET, or beta=0 for RL alone")
         if min(self.iterations, self.episodes, self.scenes, self.micro_batches, self.sft_batch_size) < 1:
             raise ValueError("iterations, episodes, scenes, micro_batches and sft_batch_size must be at least 1")
+
+
+def roots(datasets: str | tuple[str, ...]) -> list[Path]:
+    """The directories that a configuration's `real` or `sim` names."""
+    names = (datasets,) if isinstance(datasets, str) else datasets
+    return [Path(name) for name in names if name]
 
 
 def load_stage_config(cls, source: str, overrides: list[str]):

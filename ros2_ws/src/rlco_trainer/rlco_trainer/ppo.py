@@ -1,6 +1,7 @@
 """PPO on action chunks, and the total loss of Stage II (paper, IV-B, eq. 5)."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,8 @@ from rlco_trainer.config import PpoConfig
 
 @dataclass
 class RlBatch:
-    """Chunk samples of finished episodes. logprob, value, advantage, returns: [N]; logprob is summed over the chunk."""
+    """Chunk samples of finished episodes. value, advantage, returns: [N]; logprob: [N, 1] of the chunk or [N, chunk] of its
+    actions, see joint_logprob."""
 
     inputs: ModelInputs
     trace: dict[str, Tensor]
@@ -41,18 +43,19 @@ def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
     return advantages, advantages + values
 
 
-def chunk_logprob(logprob: Tensor) -> Tensor:
-    """[B, chunk, A] -> [B]: the log-probability of the chunk."""
-    return logprob.sum((1, 2))
+def joint_logprob(logprob: Tensor, level: Literal["chunk", "action"]) -> Tensor:
+    """[B, chunk, A] -> log-probability [B, 1] of the chunk, or [B, chunk] of each action in it."""
+    return logprob.sum((1, 2)).unsqueeze(1) if level == "chunk" else logprob.sum(2)
 
 
 def rl_loss(policy: VLAPolicy, batch: RlBatch, config: PpoConfig, *, critic_only: bool = False) -> tuple[Tensor, dict]:
     """Clipped PPO surrogate, clipped Huber value loss and entropy bonus, each a mean over the batch's samples."""
     scored = policy.evaluate(batch.inputs, batch.trace)
-    log_ratio = chunk_logprob(scored.logprob) - batch.logprob
+    log_ratio = joint_logprob(scored.logprob, config.level) - batch.logprob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
-    surrogate = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
+    advantage = batch.advantage.unsqueeze(1)
+    surrogate = -torch.minimum(ratio * advantage, clipped * advantage).mean()
     near = batch.value + (scored.value - batch.value).clamp(-config.value_clip, config.value_clip)
     value_loss = torch.maximum(
         torch.nn.functional.huber_loss(scored.value, batch.returns, reduction="none", delta=config.huber_delta),
@@ -60,7 +63,7 @@ def rl_loss(policy: VLAPolicy, batch: RlBatch, config: PpoConfig, *, critic_only
     ).mean()
     loss = config.value_weight * value_loss
     if not critic_only:
-        loss = loss + surrogate - config.entropy_weight * scored.entropy.mean()
+        loss = loss + config.surrogate_weight * surrogate - config.entropy_weight * scored.entropy.mean()
     with torch.no_grad():
         metrics = {
             "rl/surrogate": float(surrogate), "rl/value_loss": float(value_loss), "rl/entropy": float(scored.entropy.mean()),
@@ -82,3 +85,9 @@ def total_loss(policy: VLAPolicy, rl: RlBatch | None, sft: SftBatch | None, beta
         total = total + beta * sft_share * supervised
         metrics["sft/loss"] = float(supervised.detach())
     return total, metrics
+
+
+def explained_variance(values: torch.Tensor, returns: torch.Tensor) -> float:
+    """1 - Var(returns - values) / Var(returns); 1 is a perfect critic, 0 no better than the mean."""
+    variance = returns.var(unbiased=False)
+    return float(1 - (returns - values).var(unbiased=False) / variance) if variance > 0 else 0.0

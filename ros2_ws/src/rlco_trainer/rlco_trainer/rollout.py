@@ -15,12 +15,16 @@ from rlco_sim_bridge.pool import NO_RESET
 from rlco_sim_bridge.scenes import Backend, ScenePool, open_scenes
 from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_trainer.batches import rows
-from rlco_trainer.ppo import RlBatch, chunk_logprob, generalized_advantages
+from rlco_trainer.config import PpoConfig
+from rlco_trainer.ppo import RlBatch, generalized_advantages, joint_logprob
 
 
 @dataclass
 class Episode:
-    """One finished episode. The lists have an entry per chunk; all but `rewards` stay empty when acting greedily."""
+    """One finished episode. The lists have an entry per chunk; all but `rewards` stay empty when acting greedily.
+
+    actions: [chunk, A] physical. logprobs: [chunk, A].
+    """
 
     seed: int
     instruction: str
@@ -29,6 +33,7 @@ class Episode:
     steps: int = 0
     inputs: list[ModelInputs] = field(default_factory=list)
     traces: list[dict[str, Tensor]] = field(default_factory=list)
+    actions: list[Tensor] = field(default_factory=list)
     logprobs: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
@@ -105,16 +110,18 @@ def _decide(policy, observations, active, running, generator) -> np.ndarray:
         episode = running[scene]
         episode.inputs.append(rows(inputs, row))
         episode.traces.append(rows(sampled.trace, row))
+        episode.actions.append(sampled.actions[row])
         episode.logprobs.append(sampled.logprob[row])
         episode.values.append(sampled.value[row])
     return sampled.actions.cpu().numpy()
 
 
-def collate(episodes: list[Episode], gamma: float, lam: float) -> RlBatch:
+def collate(episodes: list[Episode], config: PpoConfig) -> RlBatch:
     """Turn sampled episodes into one RlBatch with advantages normalised over all of it (mean 0, std 1)."""
     advantages, returns = [], []
     for episode in episodes:
-        pair = generalized_advantages(torch.tensor(episode.rewards), torch.stack(episode.values), gamma, lam)
+        pair = generalized_advantages(torch.tensor(episode.rewards), torch.stack(episode.values),
+                                      config.gamma, config.gae_lambda)
         advantages.append(pair[0])
         returns.append(pair[1])
     advantage = torch.cat(advantages)
@@ -123,7 +130,7 @@ def collate(episodes: list[Episode], gamma: float, lam: float) -> RlBatch:
     return RlBatch(
         inputs={name: torch.stack([inputs[name] for inputs, _ in chunks]) for name in names[0]},
         trace={name: torch.stack([trace[name] for _, trace in chunks]) for name in names[1]},
-        logprob=chunk_logprob(torch.stack([row for episode in episodes for row in episode.logprobs])),
+        logprob=joint_logprob(torch.stack([row for episode in episodes for row in episode.logprobs]), config.level),
         value=torch.cat([torch.stack(episode.values) for episode in episodes]),
         advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
         returns=torch.cat(returns),

@@ -1,6 +1,8 @@
 """Stage I: supervised co-training on real and simulated demonstrations (paper, III-C, eq. 2 and 4)."""
 
 import math
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +14,99 @@ from rlco_policy.checkpoint import save_policy
 from rlco_policy.interface import VLAPolicy
 from rlco_policy.registry import create_policy
 from rlco_policy.statistics import Statistics
+from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, sft_loss, slices
-from rlco_trainer.config import StageOneConfig, save_config
-from rlco_trainer.dataset.reader import DemoSet, load_demos, load_proprioception, sample_cotraining
+from rlco_trainer.config import StageOneConfig, roots, save_config
+from rlco_trainer.dataset.reader import load_datasets, load_proprioception, sample_cotraining
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
+
+
+class StageOne:
+    """The state of a Stage I run: policy, optimizer, average, random streams, data. `train_stage1` drives it."""
+
+    def __init__(self, config: StageOneConfig, contract: Contract):
+        self.config = config
+        self.randomness = Randomness(config.seed)
+        self.step, self.best, self.since_best = 0, math.inf, 0
+        checkpoint = latest_run(config.out)
+        if checkpoint is None:
+            self.policy, state = _new_policy(config, contract), None
+        else:
+            self.policy, state = load_run(checkpoint, contract)
+        self.policy.to(config.device)
+        self.optimizer = torch.optim.AdamW(self.policy.param_groups()["policy"], lr=config.lr,
+                                           weight_decay=config.weight_decay)
+        self.average = WeightAverage(self.policy, config.ema)
+        if state is not None:
+            self._restore(state)
+        size = self.policy.spec.image_size
+        self.real = self.held_out = self.sim = None
+        if config.real:
+            self.real, self.held_out = load_datasets(roots(config.real), contract, size).split(config.held_out)
+        if config.sim:
+            self.sim = load_datasets(roots(config.sim), contract, size)
+        if config.patience and self.held_out is None:
+            raise TrainingError("patience > 0 stops by the held-out real loss, but no real episode is held out; give "
+                                "held_out=N with real=DATASET, or patience=0")
+
+    @property
+    def out_of_patience(self) -> bool:
+        return 0 < self.config.patience <= self.since_best
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step on a batch drawn by trajectory with probability alpha (eq. 4)."""
+        config = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr * learning_rate_factor(config, self.step)
+        demos, _ = sample_cotraining(self.real, self.sim, config.alpha, config.batch_size, self.policy.spec.horizon,
+                                     self.randomness.numpy)
+        batch = sft_batch(self.policy, demos, self.randomness.torch, augment=True)
+        loss, grad_norm = sft_step(self.policy, self.optimizer, batch, config)
+        self.average.update()
+        self.step += 1
+        return {"sft/loss": loss, "sft/grad_norm": grad_norm, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def monitor(self) -> dict[str, float]:
+        """The held-out real loss of the averaged weights; the best ones are kept when the run may stop early."""
+        with self.average.applied():
+            loss = held_out_loss(self.policy, self.held_out)
+            self.since_best += 1
+            if loss < self.best:
+                self.best, self.since_best = loss, 0
+                if self.config.patience:
+                    self._save_policy(self.config.out / "best")
+        return {"real/held_out_loss": loss}
+
+    def save(self) -> None:
+        extra = {"average": self.average.state(), "best": self.best, "since_best": self.since_best}
+        save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage(), extra)
+
+    def finish(self) -> Path:
+        """Write the run's result, `out/policy`: the averaged weights, of the best step when the run may stop early."""
+        out = self.config.out / "policy"
+        best = self.config.out / "best"
+        if self.config.patience and best.is_dir():
+            shutil.copytree(best, out, dirs_exist_ok=True)
+            return out
+        with self.average.applied():
+            return self._save_policy(out)
+
+    def lineage(self) -> dict:
+        return {
+            "stage": 1, "seed": self.config.seed, "alpha": self.config.alpha, "step": self.step,
+            **{f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.sim))
+               if demos is not None},
+        }
+
+    def _save_policy(self, out: Path) -> Path:
+        return save_policy(self.policy, out, self.lineage())
+
+    def _restore(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.randomness.restore(state["random"])
+        self.average.restore(state["extra"]["average"])
+        self.step, self.best, self.since_best = state["step"], state["extra"]["best"], state["extra"]["since_best"]
 
 
 def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet: bool = False) -> Path:
@@ -25,39 +115,33 @@ def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet
     stop_after: end after this many steps of this call, with a checkpoint, as an interrupted run would.
     """
     torch.set_num_threads(config.threads)
-    contract = load_contract(config.contract)
-    policy, optimizer, randomness, step = _start(config, contract)
-    real, held_out, sim = _load_data(config, contract, policy)
+    run = StageOne(config, load_contract(config.contract))
     save_config(config, config.out)
-    lineage = _lineage(config, real, sim)
-    last = min(config.steps, step + stop_after) if stop_after else config.steps
-    with Metrics(config.out, total=config.steps, start=step, label=f"stage I {config.out.name}", quiet=quiet) as metrics:
-        while step < last:
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * learning_rate_factor(config, step)
-            demos, _ = sample_cotraining(real, sim, config.alpha, config.batch_size, policy.spec.horizon, randomness.numpy)
-            batch = sft_batch(policy, demos, randomness.torch, augment=True)
-            loss, grad_norm = sft_step(policy, optimizer, batch, config)
-            step += 1
-            shown = {}
-            if step % config.log_every == 0 or step == last:
-                shown = {"loss": loss}
-                metrics.log(step, {"sft/loss": loss, "sft/grad_norm": grad_norm, "lr": optimizer.param_groups[0]["lr"]})
-            if held_out is not None and (step % config.monitor_every == 0 or step == last):
-                metrics.log(step, {"real/held_out_loss": held_out_loss(policy, held_out)})
+    last = min(config.steps, run.step + stop_after) if stop_after else config.steps
+    label = f"stage I {config.out.name}"
+    with Metrics(config.out, total=config.steps, start=run.step, label=label, quiet=quiet) as metrics:
+        while run.step < last and not run.out_of_patience:
+            row, shown = run.train_step(), {}
+            if run.step % config.log_every == 0 or run.step == last:
+                shown = {"loss": row["sft/loss"]}
+                metrics.log(run.step, row)
+            if run.held_out is not None and (run.step % config.monitor_every == 0 or run.step == last):
+                metrics.log(run.step, run.monitor())
             metrics.progress(**shown)
-            if step % config.save_every == 0 or step == last:
-                save_run(config.out, step, policy, optimizer, randomness, {**lineage, "step": step})
-    return save_policy(policy, config.out / "policy", {**lineage, "step": step})
+            if run.step % config.save_every == 0 or run.step == last or run.out_of_patience:
+                run.save()
+    return run.finish()
 
 
-def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatch, config) -> tuple[float, float]:
+def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatch,
+             config: StageOneConfig) -> tuple[float, float]:
     """One optimizer step on one batch, in `micro_batches` parts that add up to the whole batch's gradient."""
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
     for part in slices(len(batch), config.micro_batches):
         share = (part.stop - part.start) / len(batch)
-        loss = sft_loss(policy, batch.part(part)).loss * share
+        with _autocast(config):
+            loss = sft_loss(policy, batch.part(part)).loss * share
         loss.backward()
         total += float(loss.detach())
     if not math.isfinite(total):
@@ -75,35 +159,13 @@ def learning_rate_factor(config: StageOneConfig, step: int) -> float:
     return config.final_lr_fraction + (1 - config.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _start(config: StageOneConfig, contract: Contract):
-    randomness = Randomness(config.seed)
-    checkpoint = latest_run(config.out)
-    if checkpoint is not None:
-        policy, state = load_run(checkpoint, contract)
-        randomness.restore(state["random"])
-    else:
-        proprioception = np.concatenate([load_proprioception(Path(root)) for root in (config.real, config.sim) if root])
-        statistics = Statistics.from_proprioception(contract.proprioception_names, proprioception)
-        policy = create_policy(config.policy, contract, statistics, config.policy_config, seed=config.seed)
-    policy.to(config.device)
-    optimizer = torch.optim.AdamW(policy.param_groups()["policy"], lr=config.lr, weight_decay=config.weight_decay)
-    if checkpoint is not None:
-        optimizer.load_state_dict(state["optimizer"])
-    return policy, optimizer, randomness, state["step"] if checkpoint is not None else 0
+def _new_policy(config: StageOneConfig, contract: Contract) -> VLAPolicy:
+    proprioception = np.concatenate([load_proprioception(root) for root in (*roots(config.real), *roots(config.sim))])
+    statistics = Statistics.from_proprioception(contract.proprioception_names, proprioception)
+    return create_policy(config.policy, contract, statistics, config.policy_config, seed=config.seed)
 
 
-def _load_data(config: StageOneConfig, contract: Contract, policy: VLAPolicy):
-    real = held_out = sim = None
-    if config.real:
-        real, held_out = load_demos(Path(config.real), contract, policy.spec.image_size).split(config.held_out)
-    if config.sim:
-        sim = load_demos(Path(config.sim), contract, policy.spec.image_size)
-    return real, held_out, sim
-
-
-def _lineage(config: StageOneConfig, real: DemoSet | None, sim: DemoSet | None) -> dict:
-    return {
-        "stage": 1, "seed": config.seed, "alpha": config.alpha,
-        **{f"{name}_dataset": {"path": str(demos.root), "content_hash": demos.content_hash, "episodes": demos.episodes}
-           for name, demos in (("real", real), ("sim", sim)) if demos is not None},
-    }
+def _autocast(config: StageOneConfig):
+    if config.precision == "float32":
+        return nullcontext()
+    return torch.autocast(torch.device(config.device).type, dtype=torch.bfloat16)

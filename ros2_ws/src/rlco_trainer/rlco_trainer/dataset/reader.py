@@ -32,11 +32,11 @@ class DemoBatch:
 class DemoSet:
     """Demonstrations in memory; images already at the policy's size. Episode e is the frames starts[e]:ends[e].
 
-    held_out: the dataset's own split, bool per episode. order: numbers by which more would be held out, lowest first.
+    sources: (directory, content hash) of the datasets they come from. held_out: the datasets' own split, bool per episode.
+    order: numbers by which more would be held out, lowest first.
     """
 
-    root: Path
-    content_hash: str
+    sources: tuple[tuple[str, str], ...]
     images: dict[str, np.ndarray]
     proprioception: np.ndarray
     actions: np.ndarray
@@ -54,10 +54,14 @@ class DemoSet:
     def frames(self) -> int:
         return len(self.actions)
 
+    def lineage(self) -> list[dict]:
+        """The datasets of this set, for a checkpoint's lineage."""
+        return [{"path": path, "content_hash": content_hash} for path, content_hash in self.sources]
+
     def subset(self, episodes: np.ndarray) -> "DemoSet":
         """The set restricted to the episodes with these indices; frames are shared, not copied."""
         return DemoSet(
-            self.root, self.content_hash, self.images, self.proprioception, self.actions,
+            self.sources, self.images, self.proprioception, self.actions,
             [self.instructions[e] for e in episodes], self.starts[episodes], self.ends[episodes], self.held_out[episodes],
             self.order[episodes],
         )
@@ -71,7 +75,8 @@ class DemoSet:
         chosen = self.held_out
         if held_out >= 0:
             if held_out >= self.episodes:
-                raise DataError(f"{self.root}: cannot hold out {held_out} of {self.episodes} episodes")
+                names = ", ".join(path for path, _ in self.sources)
+                raise DataError(f"{names}: cannot hold out {held_out} of {self.episodes} episodes")
             chosen = np.zeros(self.episodes, bool)
             chosen[np.lexsort((self.order, ~self.held_out))[:held_out]] = True
         indices = np.arange(self.episodes)
@@ -150,10 +155,28 @@ def load_demos(root: Path, contract: Contract, image_size: int) -> DemoSet:
     episode_index = np.asarray(table["episode_index"])
     starts = np.flatnonzero(np.diff(episode_index, prepend=-1))
     return DemoSet(
-        root, sidecar["content_hash"], images,
+        ((str(root), sidecar["content_hash"]),), images,
         np.asarray(table[STATE_KEY], np.float32), np.asarray(table[ACTION_KEY], np.float32),
         [episode["instruction"] for episode in sidecar["episodes"]], starts, np.append(starts[1:], len(episode_index)),
         np.array([episode.get("split") == HELD_OUT for episode in sidecar["episodes"]]), _holding_out_order(sidecar),
+    )
+
+
+def load_datasets(roots: list[Path], contract: Contract, image_size: int) -> DemoSet:
+    """All demonstrations of one or more datasets as one set; see load_demos."""
+    sets = [load_demos(root, contract, image_size) for root in roots]
+    if len(sets) == 1:
+        return sets[0]
+    offsets = np.cumsum([0] + [demos.frames for demos in sets[:-1]])
+    shifted = list(zip(sets, offsets, strict=True))
+    return DemoSet(
+        tuple(source for demos in sets for source in demos.sources),
+        {name: np.concatenate([demos.images[name] for demos in sets]) for name in sets[0].images},
+        np.concatenate([demos.proprioception for demos in sets]), np.concatenate([demos.actions for demos in sets]),
+        [text for demos in sets for text in demos.instructions],
+        np.concatenate([demos.starts + offset for demos, offset in shifted]),
+        np.concatenate([demos.ends + offset for demos, offset in shifted]),
+        np.concatenate([demos.held_out for demos in sets]), np.concatenate([demos.order for demos in sets]),
     )
 
 

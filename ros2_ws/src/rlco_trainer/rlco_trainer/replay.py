@@ -1,0 +1,85 @@
+"""Success replay: what worked in the twin is imitated again (self-imitation learning, Oh et al. 2018)."""
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlco_policy.interface import ModelInputs, VLAPolicy
+from rlco_trainer.batches import SftBatch, rows
+from rlco_trainer.rollout import Episode
+
+LEAST_PRIORITY = 0.05
+
+
+@dataclass
+class _Chunks:
+    """N decisions of successful episodes. actions [N, horizon, A] physical, as carried out; valid [N, horizon] bool;
+    priority [N]: how much better the episode went than the critic had expected."""
+
+    inputs: ModelInputs
+    actions: Tensor
+    valid: Tensor
+    priority: Tensor
+
+    def __len__(self) -> int:
+        return len(self.actions)
+
+
+class SuccessReplay:
+    """The newest `capacity` decisions of successful episodes, drawn by how little the critic expected the success.
+
+    A success from a state in which the critic expected failure teaches the most: its priority is max(1 - value,
+    LEAST_PRIORITY), the positive part of the advantage of self-imitation learning.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self._chunks: _Chunks | None = None
+
+    def __len__(self) -> int:
+        return len(self._chunks) if self._chunks is not None else 0
+
+    def add(self, episodes: list[Episode], horizon: int) -> None:
+        """Keep the successful ones among sampled episodes."""
+        parts = [_chunks_of(episode, horizon) for episode in episodes if episode.success]
+        if self._chunks is not None:
+            parts.insert(0, self._chunks)
+        if parts:
+            self._chunks = _newest(parts, self.capacity)
+
+    def sample(self, policy: VLAPolicy, size: int, rng: np.random.Generator, generator: torch.Generator) -> SftBatch:
+        """A supervised batch, augmented as demonstrations are."""
+        priority = self._chunks.priority.double().numpy()
+        index = torch.from_numpy(rng.choice(len(self), size, p=priority / priority.sum()))
+        inputs = policy.augment(rows(self._chunks.inputs, index), generator)
+        return SftBatch(inputs, self._chunks.actions[index], self._chunks.valid[index], policy.sft_draws(size, generator))
+
+    def state(self) -> dict | None:
+        """For the run's checkpoint."""
+        return None if self._chunks is None else {field.name: getattr(self._chunks, field.name) for field in fields(_Chunks)}
+
+    def restore(self, state: dict | None) -> None:
+        self._chunks = None if state is None else _Chunks(**state)
+
+
+def _chunks_of(episode: Episode, horizon: int) -> _Chunks:
+    """Decision t is shown what was carried out from then on, up to `horizon` ticks or the episode's end."""
+    chunk = len(episode.actions[0])
+    ticks = torch.cat(episode.actions)[: episode.steps]
+    step = chunk * torch.arange(len(episode.actions))[:, None] + torch.arange(horizon)
+    values = torch.stack(episode.values)
+    return _Chunks(
+        {name: torch.stack([inputs[name] for inputs in episode.inputs]) for name in episode.inputs[0]},
+        ticks[step.clamp(max=episode.steps - 1)], step < episode.steps, (1 - values).clamp(min=LEAST_PRIORITY),
+    )
+
+
+def _newest(parts: list[_Chunks], capacity: int) -> _Chunks:
+    def joined(tensors: list[Tensor]) -> Tensor:
+        return torch.cat(tensors)[-capacity:].clone()
+
+    return _Chunks({name: joined([part.inputs[name] for part in parts]) for name in parts[0].inputs},
+                   joined([part.actions for part in parts]), joined([part.valid for part in parts]),
+                   joined([part.priority for part in parts]))

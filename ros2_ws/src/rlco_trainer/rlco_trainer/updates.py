@@ -1,0 +1,87 @@
+"""The optimizer steps of Stage II: PPO plus beta times the real loss (paper, eq. 5), and success replay."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from rlco_common.errors import TrainingError
+from rlco_policy.interface import VLAPolicy
+from rlco_trainer.batches import SftBatch, sft_loss, slices
+from rlco_trainer.config import StageTwoConfig
+from rlco_trainer.ppo import RlBatch, total_loss
+
+
+def make_optimizer(policy: VLAPolicy, config: StageTwoConfig) -> torch.optim.Optimizer:
+    rates = {"policy": config.lr, "value": config.value_lr, "noise": config.noise_lr}
+    return torch.optim.AdamW([{"params": group, "lr": rates[name], "name": name}
+                              for name, group in policy.param_groups().items()], weight_decay=config.weight_decay)
+
+
+def acting_weights(policy: VLAPolicy) -> list[torch.nn.Parameter]:
+    """Every trainable weight but the critic's."""
+    return [parameter for name, group in policy.param_groups().items() if name != "value" for parameter in group]
+
+
+def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch, sft: SftBatch | None,
+                config: StageTwoConfig, *, beta: float, critic_only: bool = False) -> dict[str, float]:
+    """One optimizer step on L_total (eq. 5); the micro-batches add up to the whole batch's gradient."""
+    optimizer.zero_grad(set_to_none=True)
+    rl_parts = slices(len(rl), config.micro_batches)
+    sft_parts = slices(len(sft), config.micro_batches) if sft is not None else []
+    totals: dict[str, float] = {}
+    for i in range(max(len(rl_parts), len(sft_parts))):
+        rl_part = rl.part(rl_parts[i]) if i < len(rl_parts) else None
+        sft_part = sft.part(sft_parts[i]) if i < len(sft_parts) else None
+        rl_share = len(rl_part) / len(rl) if rl_part else 0.0
+        sft_share = len(sft_part) / len(sft) if sft_part else 0.0
+        loss, metrics = total_loss(policy, rl_part, sft_part, beta, config.ppo,
+                                   rl_share=rl_share, sft_share=sft_share, critic_only=critic_only)
+        loss.backward()
+        for name, value in metrics.items():
+            totals[name] = totals.get(name, 0.0) + value * (sft_share if name.startswith("sft/") else rl_share)
+    _require_finite(totals, config.out, {"rl": rl, "sft": sft})
+    acting = acting_weights(policy)
+    torch.nn.utils.clip_grad_norm_(policy.param_groups()["value"], config.max_grad_norm)
+    if critic_only:
+        for parameter in acting:
+            parameter.grad = None
+    else:
+        totals["rl/grad_norm"] = float(torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm))
+    optimizer.step()
+    return totals
+
+
+def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: SftBatch, real: SftBatch | None,
+                config: StageTwoConfig, *, beta: float) -> dict[str, float]:
+    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), in micro-batches like update_step."""
+    optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, float] = {}
+    for name, weight, batch in (("replay/loss", 1.0, worked), ("replay/real_loss", beta, real)):
+        for part in slices(len(batch), config.micro_batches) if batch is not None else []:
+            share = (part.stop - part.start) / len(batch)
+            loss = sft_loss(policy, batch.part(part)).loss * share
+            (weight * loss).backward()
+            totals[name] = totals.get(name, 0.0) + float(loss.detach())
+    _require_finite(totals, config.out, {"replay": worked, "sft": real})
+    torch.nn.utils.clip_grad_norm_(acting_weights(policy), config.max_grad_norm)
+    optimizer.step()
+    return totals
+
+
+def means(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of every value over the rows that have it."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if name in row] for name in names}
+    return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def _require_finite(totals: dict[str, float], out: Path, batches: dict) -> None:
+    """Raise TrainingError, with the batch kept in a file, when a loss term is not finite; no weight has moved then."""
+    if all(math.isfinite(value) for value in totals.values()):
+        return
+    dump = out / "not_finite.pt"
+    out.mkdir(parents=True, exist_ok=True)
+    torch.save({name: vars(batch) for name, batch in batches.items() if batch is not None} | {"terms": totals}, dump)
+    raise TrainingError(f"Stage II: a loss term is not finite: {totals}; the batch is in {dump}. Lower lr, or check the "
+                        "real dataset")
