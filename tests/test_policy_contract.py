@@ -31,12 +31,19 @@ def outsider(tmp_path_factory):
     sys.path.remove(str(folder))
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS, OUTSIDER])
+VARIANTS = {
+    "openvla_all_weights": ("openvla", {"trains": "all", "chunk": 1, "temperature": 0.7, "center_crop": True}),
+    "pi05_adapters": ("pi05", {"lora": {"rank": 2}, "rl_trains": "all", "state_in_prompt": False, "logprob": "sum",
+                               "denoise_steps": 2}),
+}
+
+
+@pytest.fixture(scope="module", params=[*CONFIGS, *VARIANTS, OUTSIDER])
 def case(request, tmp_path_factory):
-    name = request.param
+    name, changes = VARIANTS.get(request.param, (request.param, {}))
     if name == OUTSIDER:
         request.getfixturevalue("outsider")
-    config = CONFIGS.get(name, dict)()
+    config = CONFIGS.get(name, dict)(**changes)
     return Case(lambda seed: make_policy(name, config, seed=seed), tmp_path_factory.mktemp(name))
 
 
