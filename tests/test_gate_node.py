@@ -21,6 +21,8 @@ from rlco_common import topics
 from rlco_common.contract import contract_directory, load_contract
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ProcessError
+from rlco_common.gate import Refusal
+from rlco_common.limiter import Limit
 from rlco_common.messages import pose_from_msg
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
@@ -130,11 +132,16 @@ class Cell:
         self.follow, self.pose = False, START
         self.client.wait_until(lambda: self.client.trigger(topics.GATE_REARM)[0], 3, "re-arming")
         self.event.publish(String(data=EpisodeEvent(kind="reset").to_json()))
+        self.client.wait_until(self.quiet, 10, "the last of the old targets")
         self.wait_state("IDLE")
-        self.client.spin_for(0.1)
-        self.targets.clear()
         self.counts_before = self.counts()
         self.follow = True
+
+    def quiet(self):
+        """Whether no target comes any more. Many may have queued up while another test's graph was spun."""
+        self.targets.clear()
+        self.client.spin_for(0.15)
+        return not len(self.targets)
 
     def counts(self):
         return {key: int(value) for key, value in self.values().items() if value.isdigit()}
@@ -236,6 +243,50 @@ def test_bad_commands_over_topics_never_move_the_arm_and_are_counted(cell):
     assert max(steps) <= CONTRACT.action.max_translation_m / 4 + 1e-9
 
 
+def test_every_refusal_and_limit_is_counted_by_its_cause_on_diagnostics(cell):
+    client, contract = cell.client, CONTRACT
+    diagnostics = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS, matched_s=5)
+
+    def caused(cause):
+        client.wait_until(lambda: cell.counted(cause), 3, f"{cause} to be counted")
+
+    cell.held = True
+    client.wait_until(lambda: cell.values()["source"] == "OPERATOR", 5, "the operator in charge")
+    cell.send_twist([math.nan] * 6)
+    caused("NOT_FINITE")
+    cell.send_twist([0.0] * 6, age_s=5.0)
+    caused("COMMAND_STALE")
+    cell.twist.publish(TwistStamped())
+    caused("UNSTAMPED")
+    sideways = TwistStamped()
+    sideways.header.frame_id, sideways.header.stamp = contract.robot.ee_frame, stamp_from_ns(cell.now_ns())
+    sideways.twist.linear.x = 0.2
+    cell.twist.publish(sideways)
+    caused("WRONG_FRAME")
+    assert not len(cell.targets), "nothing of this was executed"
+    cell.send_twist([9.0, 0, 0, 0, 0, 0])
+    caused("SPEED")
+    cell.ee_pose.publish(pose_to_msg(Pose([9.0, 0, 0], START.quaternion), contract.robot.base_frame, cell.now_ns()))
+    caused("STATE_INVALID")
+    cell.velocity = [0.0, 0.0, 0.25, 0, 0, 0]
+    client.wait_until(lambda: cell.counted("WORKSPACE"), 5, "the ceiling of the workspace to be reached")
+    cell.release()
+    cell.enable_policy()
+    cell.send_chunk(np.full((2, 3), 0.0))
+    caused("BAD_SHAPE")
+    cell.send_chunk(np.tile([0, 0.2, 0, 0, 0, 0, 1.0], (2, 1)))
+    caused("ACTION_DELTA")
+
+    def told():
+        found = diagnostics.find(lambda message: message.status[0].name == "gate")
+        return found and {item.key: item.value for item in found.status[0].values if item.value.isdigit()}
+
+    client.wait_until(lambda: told() == {key: str(count) for key, count in cell.counts().items()}, 5,
+                      "the same on /diagnostics")
+    known = {cause.name for cause in (*Refusal, *Limit)}
+    assert set(told()) <= known and len(known & set(told())) >= 9
+
+
 def test_stop_freezes_at_once_latches_and_needs_a_deliberate_rearm(cell):
     cell.client.must_trigger(topics.GATE_STOP)      # connects the client, so that the call below is only the call
     cell.client.must_trigger(topics.GATE_REARM)
@@ -327,8 +378,7 @@ def test_a_reset_forgets_the_target_and_revokes_the_policy(cell):
     cell.send_chunk(np.tile([0.02, 0, 0, 0, 0, 0, 1.0], (1, 1)))
     cell.client.wait_until(lambda: len(cell.targets) and cell.x() > START.position[0] + 0.019, 5, "policy motion")
     cell.event.publish(String(data=EpisodeEvent(kind="reset").to_json()))
-    cell.wait_state("IDLE")
-    assert cell.values()["policy_enabled"] == "False"
+    cell.client.wait_until(lambda: cell.state() == "IDLE" and cell.values()["policy_enabled"] == "False", 5, "an idle gate")
     count = len(cell.targets)
     cell.client.spin_for(0.2)
     assert len(cell.targets) <= count + 1

@@ -20,7 +20,7 @@ import numpy as np
 
 from rlco_common.contract import Contract
 from rlco_common.limiter import Limit, Motion, at_rest, limit_step, target_lead
-from rlco_common.pose import Pose
+from rlco_common.pose import Pose, compose_delta
 
 NANOSECONDS = 1_000_000_000
 _REMEMBERED_OBSERVATIONS = 500
@@ -51,6 +51,7 @@ class Refusal(Enum):
     NOT_FINITE = "not_finite"
     BAD_SHAPE = "bad_shape"
     UNSTAMPED = "unstamped"
+    WRONG_FRAME = "wrong_frame"
     COMMAND_STALE = "command_stale"
     STATE_INVALID = "state_invalid"
     STATE_STALE = "state_stale"
@@ -90,10 +91,10 @@ class Playback:
     def advanced(self) -> "Playback":
         return replace(self, done=self.done + 1)
 
-    def target(self, contract: Contract) -> Pose:
-        if self.done >= self.steps:
-            return contract.compose_target(self.start, self.action)
-        return contract.compose_target(self.start, self.action[:6] * (self.done / self.steps))
+    @property
+    def delta(self) -> np.ndarray:
+        """[6] the part of the action that is done, from `start`."""
+        return self.action[:6] if self.done >= self.steps else self.action[:6] * (self.done / self.steps)
 
 
 @dataclass(frozen=True)
@@ -303,6 +304,13 @@ class Gate:
         self._engaged_ns = now_ns
         self._flush_at_handover()
 
+    def _aim(self, start: Pose, delta) -> Pose:
+        """The contract's compose_target, counted when the workspace cuts it."""
+        moved = compose_delta(start, delta)
+        position = self.contract.limits.clip_position(moved.position)
+        self._count_if((position != moved.position).any(), Limit.WORKSPACE)
+        return Pose(position, moved.quaternion)
+
     def _move(self, wish: Pose, base: Motion, opening: float | None) -> None:
         """Command the wish as far as the limits allow; a target that leads too far is a fault."""
         step = limit_step(wish, base, self._measured, self.contract, self._dt_s)
@@ -347,7 +355,7 @@ class Gate:
 
     def _advance_playback(self, base: Motion) -> None:
         self._playback = self._playback.advanced()
-        self._move(self._playback.target(self.contract), base, float(self._playback.action[6]))
+        self._move(self._aim(self._playback.start, self._playback.delta), base, float(self._playback.action[6]))
         if self._playback is not None and self._playback.done >= self._steps_per_tick:
             self._playback = None
 
@@ -358,9 +366,9 @@ class Gate:
         outside = pose.position - self.contract.limits.clip_position(pose.position)
         return bool(np.abs(outside).max() <= self.contract.limits.max_target_lead_m)
 
-    def _count_if(self, happened: bool, refusal: Refusal) -> None:
+    def _count_if(self, happened: bool, cause: Cause) -> None:
         if happened:
-            self.counts[refusal] += 1
+            self.counts[cause] += 1
 
     def _checked(self, values, shape) -> np.ndarray | None:
         try:

@@ -82,7 +82,7 @@ class RealTimeGate(Gate):
             return
         base = self._base()
         opening = self._gripper.opening if self._gripper_meant(now_ns) else None
-        self._move(self.contract.compose_target(base.pose, self._twist.values * self._dt_s), base, opening)
+        self._move(self._aim(base.pose, self._twist.values * self._dt_s), base, opening)
 
     def _gripper_meant(self, now_ns: int) -> bool:
         """A gripper wish from long before the takeover must not snap the gripper at the takeover."""
@@ -182,7 +182,7 @@ class LockstepGate(Gate):
         if self._twist is None or self._twist.stamp_ns != self._open_ns or self._gripper is None:
             return False
         base = self._base()
-        wish = self.contract.compose_target(base.pose, self._twist.values * self._dt_s)
+        wish = self._aim(base.pose, self._twist.values * self._dt_s)
         self._move(wish, base, self._gripper.opening)
         self._gripper = None
         return True

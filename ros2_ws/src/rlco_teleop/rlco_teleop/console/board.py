@@ -25,7 +25,8 @@ GATE_HINTS = {
 }
 CAUSE_HINTS = {
     "NOT_FINITE": "a command was not a number", "BAD_SHAPE": "a command had the wrong shape",
-    "UNSTAMPED": "a command had no time stamp", "COMMAND_STALE": "commands came too late",
+    "UNSTAMPED": "a command had no time stamp", "WRONG_FRAME": "a message is not in the robot's base frame",
+    "COMMAND_STALE": "commands came too late",
     "STATE_INVALID": "the arm's reported pose cannot be", "STATE_STALE": "the arm's pose is not heard",
     "SPEED": "slowed down: speed limit", "ACCELERATION": "slowed down: acceleration limit",
     "ACTION_DELTA": "slowed down: limit per control tick", "WORKSPACE": "held at the edge of the workspace",

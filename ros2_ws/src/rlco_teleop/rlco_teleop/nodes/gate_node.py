@@ -117,15 +117,19 @@ class GateNode(RlcoLifecycleNode):
 
     # -- inputs
 
+    def _in_base_frame(self, topic: str, header) -> bool:
+        """Whether a message speaks of the base frame; an empty frame is taken for it. Else it is refused and named."""
+        if header.frame_id in ("", self._contract.robot.base_frame):
+            return True
+        self._gate.refuse(Refusal.WRONG_FRAME)
+        self.get_logger().error(f"{topic} is in frame '{header.frame_id}', the contract says "
+                                f"'{self._contract.robot.base_frame}'", throttle_duration_sec=5.0)
+        return False
+
     def _on_ee_pose(self, message: PoseStamped) -> None:
-        if message.header.frame_id not in ("", self._contract.robot.base_frame):
-            self._gate.refuse(Refusal.STATE_INVALID)
-            self.get_logger().error(
-                f"{self._contract.topics.ee_pose} is in frame '{message.header.frame_id}', the contract says "
-                f"'{self._contract.robot.base_frame}'", throttle_duration_sec=5.0)
-            return
-        self._gate.on_state(pose_from_msg(message), stamp_to_ns(message.header.stamp), time.monotonic_ns())
-        self._decide()
+        if self._in_base_frame(self._contract.topics.ee_pose, message.header):
+            self._gate.on_state(pose_from_msg(message), stamp_to_ns(message.header.stamp), time.monotonic_ns())
+            self._decide()
 
     def _on_deadman(self, message: Bool) -> None:
         self._gate.on_deadman(message.data, time.monotonic_ns())
@@ -136,6 +140,8 @@ class GateNode(RlcoLifecycleNode):
         self._decide()
 
     def _on_twist(self, message: TwistStamped) -> None:
+        if not self._in_base_frame(topics.TELEOP_TWIST, message.header):
+            return      # a velocity along other axes must not be taken for one along the base's
         linear, angular = message.twist.linear, message.twist.angular
         values = [linear.x, linear.y, linear.z, angular.x, angular.y, angular.z]
         self._gate.on_twist(values, *self._dated(message.header.stamp))
