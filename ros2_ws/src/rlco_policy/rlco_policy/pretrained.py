@@ -1,14 +1,24 @@
 """What policies with a public base model share: freezing, and checkpoints that leave out what the base holds unchanged."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
+from transformers.initialization import no_init_weights
 
 from rlco_common.errors import DataError
 from rlco_policy.hub import ModelFolder
 from rlco_policy.interface import VLAPolicy
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Modules built inside have parameters on the meta device, which take no memory and no time until they are loaded."""
+    with init_empty_weights(include_buffers=False), no_init_weights():
+        yield
 
 
 class PretrainedPolicy(VLAPolicy):

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import DynamicCache
 
@@ -21,7 +20,7 @@ from rlco_policy.openvla.actions import ActionBins, action_statistics
 from rlco_policy.openvla.config import OpenVlaConfig
 from rlco_policy.openvla.model import OpenVlaModel, Sequence
 from rlco_policy.openvla.text import PromptTokenizer
-from rlco_policy.pretrained import PretrainedPolicy
+from rlco_policy.pretrained import PretrainedPolicy, without_weights
 from rlco_policy.quantiles import QuantileNormalizer
 from rlco_policy.statistics import Statistics
 
@@ -222,7 +221,7 @@ def _build(config: OpenVlaConfig, *, blank: bool) -> OpenVlaModel:
     dtype = getattr(torch, config.dtype)
     if not blank:
         return OpenVlaModel(config).to(dtype)
-    with init_empty_weights(include_buffers=False):
+    with without_weights():
         model = OpenVlaModel(config)
     return model.to(dtype)
 

@@ -6,12 +6,12 @@ sigma_k * eps has a likelihood, which PPO needs; without the noise it is the ODE
 
 import itertools
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import init_empty_weights
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,7 +46,7 @@ from rlco_policy.pi05.model import (
     unused,
 )
 from rlco_policy.pi05.text import PAD, StatePrompt
-from rlco_policy.pretrained import PretrainedPolicy
+from rlco_policy.pretrained import PretrainedPolicy, without_weights
 from rlco_policy.quantiles import QuantileNormalizer
 from rlco_policy.statistics import Statistics
 
@@ -77,7 +77,7 @@ class Pi05(PretrainedPolicy):
         self._read_assets(assets or Path(config.tokenizer or self.base.path), assets or (self.base and self.base.path))
         blank = self.base is not None or assets is not None
         lerobot = lerobot_config(config, self.cameras, self.spec.proprio_dim, self.spec.action_dim)
-        with init_empty_weights(include_buffers=False) if blank else torch.device("cpu"):
+        with without_weights() if blank else nullcontext():
             self.model = build_pi05(config, lerobot)
         if not blank:
             randomise_modulation(self.model)
