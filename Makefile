@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-.PHONY: help setup doctor demo test lint bench-sim bench-recorder clean
+.PHONY: help setup doctor demo test lint bench-sim bench-recorder bench-gate bench-policy clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -27,6 +27,12 @@ bench-sim: setup ## stock ManiSkill and our twins side by side: control steps pe
 
 bench-recorder: setup ## recorder node and plain rosbags writer in one run: losses, processor time, memory
 	@$(RUN) $(PYTHON) benchmarks/recorder.py
+
+bench-gate: setup ## command gate: what it adds to a command's way, how soon it stops, an hour without a false trip
+	@$(RUN) $(PYTHON) benchmarks/gate.py
+
+bench-policy: setup ## policy node: its overhead, and gaps with a model of 300 ms at 5, 10 and 20 Hz
+	@$(RUN) $(PYTHON) benchmarks/policy_node.py
 
 clean: ## remove build products (keeps runs/ and .venv)
 	rm -rf ros2_ws/build ros2_ws/log .pytest_cache .ruff_cache
