@@ -4,6 +4,7 @@ Poses are in the robot's base frame, metres; joint positions in radians, in the 
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -217,7 +218,7 @@ def _load_links(urdf: Path):
         raise ConfigError(f"{srdf} does not exist; motion planning needs an SRDF beside the URDF, of the same name")
     try:
         links = pinocchio.buildGeomFromUrdf(model, str(urdf), pinocchio.GeometryType.COLLISION,
-                                            package_dirs=[str(urdf.parent)])
+                                            package_dirs=_package_folders(urdf))
     except (ValueError, RuntimeError) as error:
         raise ConfigError(f"{urdf}: {error}") from error
     for link in links.geometryObjects:
@@ -227,6 +228,12 @@ def _load_links(urdf: Path):
     links.addAllCollisionPairs()
     pinocchio.removeCollisionPairs(model, links, str(srdf))
     return links, [(pair.first, pair.second) for pair in links.collisionPairs]
+
+
+def _package_folders(urdf: Path) -> list[str]:
+    """Where a `package://` of the URDF may be: beside it, and in every prefix of the ROS environment."""
+    prefixes = filter(None, os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep))
+    return [str(urdf.parent), *(str(Path(prefix) / "share") for prefix in prefixes)]
 
 
 def _newton_step(jacobian, left, posture):

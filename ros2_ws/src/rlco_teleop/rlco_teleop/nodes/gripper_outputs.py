@@ -22,7 +22,7 @@ def declare_gripper(node) -> dict:
                          read_only=True),
         "fingers": declare(node, "gripper_fingers", 2, "forward: joints of the controller, each of which gets the contract's "
                            "position for the opening", low=1, high=4, read_only=True),
-        "action": declare(node, "gripper_action", "/fr3_gripper/gripper_action", "action: its name", read_only=True),
+        "action": declare(node, "gripper_action", "/franka_gripper/gripper_action", "action: its name", read_only=True),
         "max_effort": declare(node, "gripper_max_effort", 20.0, "action: force of the goal, newton", low=0.0, high=200.0,
                               read_only=True)}
 

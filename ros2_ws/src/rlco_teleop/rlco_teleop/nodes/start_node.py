@@ -43,6 +43,7 @@ PLANNERS = ("own", "moveit")
 RATE_HZ = 20.0
 STATUS_PERIOD_S = 0.5
 ANSWER_S = 2.0
+ALLOW_PLANNED = topics.GATE_ALLOW_PLANNED.lstrip("/")       # of the gate in this node's namespace
 
 
 class StartNode(RlcoLifecycleNode):
@@ -83,7 +84,7 @@ class StartNode(RlcoLifecycleNode):
                                                                                     time.monotonic_ns()), NEWEST_QOS)
         ends.subscribe(PoseStamped, names.target_pose, lambda message: self._view.on_target(pose_from_msg(message),
                                                                                           time.monotonic_ns()), COMMAND_QOS)
-        self._caller.ready(SetBool, topics.GATE_ALLOW_PLANNED)      # looks for it from now on
+        self._caller.ready(SetBool, ALLOW_PLANNED)      # looks for it from now on
         ends.timer(1.0 / RATE_HZ, self._tick, steady)
         ends.timer(STATUS_PERIOD_S, self._report, steady)
         return super().on_activate(state)
@@ -198,7 +199,7 @@ class StartNode(RlcoLifecycleNode):
             return
         self._stage = "asking the gate"
         ending = self._ending
-        self._caller.call(SetBool, topics.GATE_ALLOW_PLANNED, SetBool.Request(data=True),
+        self._caller.call(SetBool, ALLOW_PLANNED, SetBool.Request(data=True),
                           lambda response, trouble: self._on_allowed(ending, response, trouble))
 
     def _on_allowed(self, ending, response, trouble: str) -> None:
@@ -229,7 +230,7 @@ class StartNode(RlcoLifecycleNode):
 
     def _end(self, success: bool, reason: str) -> None:
         """Give the arm back, and answer who called."""
-        self._caller.call(SetBool, topics.GATE_ALLOW_PLANNED, SetBool.Request(data=False), lambda response, trouble: None)
+        self._caller.call(SetBool, ALLOW_PLANNED, SetBool.Request(data=False), lambda response, trouble: None)
         self._stage, self._last, self._move = "idle", reason, None
         if success:
             self.get_logger().info(reason)
