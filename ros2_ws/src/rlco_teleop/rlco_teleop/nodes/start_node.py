@@ -223,7 +223,9 @@ class StartNode(RlcoLifecycleNode):
         if move.over:
             self._end(move.phase is Phase.DONE, move.reason)
             return
-        self._stage = move.phase.value
+        if self._stage != move.phase.value:
+            self._stage = move.phase.value
+            self._report()
         if wish.opening is not None:
             self._gripper.publish(Float64(data=wish.opening))
         self._target.publish(pose_to_msg(wish.target, self._contract.robot.base_frame, self.get_clock().now().nanoseconds))
