@@ -78,7 +78,8 @@ def figures_of_bag(contract: Contract, streams: RecordedStreams, alignment: Alig
     openings = _openings(contract, streams.joint_states)
     return EpisodeFigures(
         ticks=len(episode), duration_s=_duration_s(contract, alignment.ticks_ns), refused=len(alignment.refused),
-        refused_reason=alignment.refused[0][1] if alignment.refused else "", **action_figures(contract, episode.actions),
+        refused_reason=alignment.refused[0][1] if alignment.refused else "",
+        **action_figures(contract, episode.actions, _crowding(contract, streams.targets, episode.stamps_ns)),
         age_p95_s=age_figures(contract, episode.ages_s), frozen_s=frozen,
         gripper=gripper_check(_seconds(streams.gripper), np.array(streams.gripper.values), _seconds(streams.joint_states),
                               openings),
@@ -90,11 +91,26 @@ def figures_of_bag(contract: Contract, streams: RecordedStreams, alignment: Alig
     )
 
 
-def action_figures(contract: Contract, actions: np.ndarray) -> dict:
-    """idle_share, saturation and over_limit of actions [T, 7]."""
-    normalised = np.abs(contract.action.normalise(actions.astype(np.float64))).max(axis=0)
+def action_figures(contract: Contract, actions: np.ndarray, crowding: np.ndarray | None = None) -> dict:
+    """idle_share, saturation and over_limit of actions [T, 7]. crowding: see _crowding; None for exact ticks."""
+    normalised = np.abs(contract.action.normalise(actions.astype(np.float64)))
+    if crowding is not None:
+        normalised[:, :6] /= crowding[:, None]
     return {"idle_share": float(idle_ticks(actions).mean()), "saturation": saturation(contract, actions),
-            "over_limit": {name: float(value) for name, value in zip(contract.action.names, normalised, strict=True)}}
+            "over_limit": dict(zip(contract.action.names, normalised.max(axis=0).tolist(), strict=True))}
+
+
+def _crowding(contract: Contract, targets: Samples, ticks_ns: np.ndarray) -> np.ndarray:
+    """[T], how many times more commands than usual fell into each tick, at least 1.
+
+    The gate limits every one of its steps. On a busy machine its timer is late and then catches up, and a tick that holds
+    one step more than the others is no sign that somebody else commanded the arm.
+    """
+    stamps_ns = np.array(targets.stamps_ns, np.int64)
+    held = np.searchsorted(stamps_ns, ticks_ns + contract.control_period_ns) - np.searchsorted(stamps_ns, ticks_ns)
+    interval_ns = float(np.median(np.diff(stamps_ns))) if len(stamps_ns) > 1 else contract.control_period_ns
+    usual = max(round(contract.control_period_ns / max(interval_ns, 1.0)), 1)
+    return np.maximum(held / usual, 1.0)
 
 
 def age_figures(contract: Contract, ages_s: np.ndarray) -> dict[str, float]:
