@@ -89,13 +89,17 @@ class PpoConfig:
 class ReplayConfig:
     """Success replay, see rlco_trainer.replay. updates: its optimizer steps per iteration, each on batch_size decisions
     out of the newest `capacity` and on beta times a real batch; 0 = off. They begin once `min_size` decisions are there.
+    demos: simulated demonstrations (a dataset or several) that the replay starts with; the run's own successes displace
+    them. lr: reached after warmup_updates.
     """
 
     updates: int = 0
     batch_size: int = 64
     capacity: int = 8192
-    min_size: int = 200
-    lr: float = 5e-4
+    min_size: int = 512
+    demos: str | tuple[str, ...] = ""
+    lr: float = 3e-4
+    warmup_updates: int = 100
 
     def __post_init__(self):
         if self.updates < 0 or min(self.batch_size, self.capacity, self.min_size) < 1:
@@ -124,7 +128,9 @@ class StageTwoConfig:
     start: checkpoint of Stage I. beta multiplies the loss over the real action dimensions; the reference release
     averages over 32 padded ones, so its 0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step,
     whatever the number of micro-batches. episodes: complete episodes per iteration, spread over `scenes` twins; those run
-    in `workers` processes, or with backend=gpu in one batch on a CUDA device. held_out: as in Stage I. cosine_every: how
+    in `workers` processes, or with backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded
+    after this many chunks ends as it is, 0 = at the task's max_steps; measured success always has all of them. held_out: as
+    in Stage I. cosine_every: how
     often (in iterations) the cosine between the RL and the real gradient is measured, 0 = never.
     """
 
@@ -141,6 +147,7 @@ class StageTwoConfig:
     scenes: int = 32
     workers: int = 2
     backend: Literal["cpu", "gpu"] = "cpu"
+    max_chunks: int = 0
     sft_batch_size: int = 64
     micro_batches: int = 1
     lr: float = 1e-4

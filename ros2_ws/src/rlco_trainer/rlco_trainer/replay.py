@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from rlco_policy.interface import ModelInputs, VLAPolicy
-from rlco_trainer.batches import SftBatch, rows
+from rlco_trainer.batches import SftBatch, rows, sft_batch
+from rlco_trainer.dataset.reader import DemoSet
 from rlco_trainer.rollout import Episode
 
 LEAST_PRIORITY = 0.05
@@ -41,9 +42,16 @@ class SuccessReplay:
     def __len__(self) -> int:
         return len(self._chunks) if self._chunks is not None else 0
 
+    def add_demos(self, policy: VLAPolicy, demos: DemoSet) -> None:
+        """Keep every frame of (simulated) demonstrations, at full priority."""
+        batch = sft_batch(policy, demos.every_frame(policy.spec.horizon), torch.Generator(), augment=False)
+        self._keep([_Chunks(batch.inputs, batch.actions, batch.valid, torch.ones(len(batch)))])
+
     def add(self, episodes: list[Episode], horizon: int) -> None:
         """Keep the successful ones among sampled episodes."""
-        parts = [_chunks_of(episode, horizon) for episode in episodes if episode.success]
+        self._keep([_chunks_of(episode, horizon) for episode in episodes if episode.success])
+
+    def _keep(self, parts: list[_Chunks]) -> None:
         if self._chunks is not None:
             parts.insert(0, self._chunks)
         if parts:

@@ -52,7 +52,7 @@ def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, 
 
 
 def run_episodes(policy: VLAPolicy, pool: ScenePool, seeds: list[int], *, generator: torch.Generator | None = None,
-                 on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
+                 max_chunks: int = 0, on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
     """Run every seed's episode to its end and return them in the order of `seeds`.
 
     generator: sample with exploration and keep what PPO needs; None: act greedily. A scene that finishes takes the next
@@ -72,7 +72,7 @@ def run_episodes(policy: VLAPolicy, pool: ScenePool, seeds: list[int], *, genera
         for scene in active:
             episode = running[scene]
             episode.rewards.append(float(outcome.success[scene]))
-            if outcome.done[scene]:
+            if outcome.done[scene] or len(episode.rewards) == max_chunks:
                 episode.success, episode.failure = bool(outcome.success[scene]), bool(outcome.failure[scene])
                 episode.steps = int(outcome.steps[scene])
                 finished[episode.seed] = running.pop(scene)

@@ -31,7 +31,7 @@ class StageTwo:
     def __init__(self, config: StageTwoConfig, contract: Contract):
         self.config, self.contract = config, contract
         self.randomness = Randomness(config.seed)
-        self.step, self.initial_success, self.elapsed_s = 0, None, 0.0
+        self.step, self.initial_success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
         checkpoint = latest_run(config.out)
         if checkpoint is None:
             self.policy, state = load_policy(config.start, contract), None
@@ -51,16 +51,22 @@ class StageTwo:
         if config.beta_control and self.held_out is None:
             raise TrainingError("beta_control follows the held-out real loss, but no real episode is held out; give "
                                 "held_out=N with real=DATASET, or leave beta_control out")
+        self.demos: DemoSet | None = None
+        if config.replay.demos:
+            self.demos = load_datasets(roots(config.replay.demos), contract, self.policy.spec.image_size)
         if state is not None:
             self._restore(state)
+        elif self.demos is not None:
+            self.replay.add_demos(self.policy, self.demos)
 
     @property
     def lineage(self) -> dict:
         config = self.config
-        real = {} if self.real is None else {"real_datasets": self.real.lineage()}
+        datasets = {f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.demos))
+                    if demos is not None}
         return {
             "stage": 2, "seed": config.seed, "beta": config.beta, "domain": config.domain, "step": self.step,
-            "start": {"path": str(config.start), "digest": read_description(config.start)["digest"]}, **real,
+            "start": {"path": str(config.start), "digest": read_description(config.start)["digest"]}, **datasets,
         }
 
     def _restore(self, state: dict) -> None:
@@ -68,13 +74,15 @@ class StageTwo:
         self.optimizer.load_state_dict(state["optimizer"])
         self.randomness.restore(state["random"])
         self.replay_optimizer.load_state_dict(extra["replay_optimizer"])
+        self.replay_updates = extra["replay_updates"]
         self.replay.restore(extra["replay"])
         self.anchor.restore(extra["anchor"])
         self.step, self.initial_success, self.elapsed_s = state["step"], extra["initial_success"], extra["elapsed_s"]
 
     def save(self) -> None:
         extra = {"initial_success": self.initial_success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
-                 "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict()}
+                 "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
+                 "replay_updates": self.replay_updates}
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage, extra)
 
     def measure(self, pool) -> float:
@@ -88,7 +96,7 @@ class StageTwo:
         first = self.step * config.episodes + config.seed * 50_000_000
         seeds = list(RL[first : first + config.episodes])
         started = time.monotonic()
-        episodes = run_episodes(self.policy, pool, seeds, generator=self.randomness.torch)
+        episodes = run_episodes(self.policy, pool, seeds, generator=self.randomness.torch, max_chunks=config.max_chunks)
         seconds = time.monotonic() - started
         if config.replay.updates:
             self.replay.add(episodes, self.policy.spec.horizon)
@@ -132,6 +140,9 @@ class StageTwo:
             return {}
         rows = []
         for _ in range(replay.updates):
+            self.replay_updates += 1
+            for group in self.replay_optimizer.param_groups:
+                group["lr"] = replay.lr * min(1.0, self.replay_updates / max(1, replay.warmup_updates))
             worked = self.replay.sample(self.policy, replay.batch_size, self.randomness.numpy, self.randomness.torch)
             real = self._real_batch() if self.anchor.beta else None
             rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta))
