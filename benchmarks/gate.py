@@ -197,7 +197,8 @@ def bench_latency(contract: Contract, directory: Path, duration_s: float) -> Non
         def decide(number: int) -> None:
             if number % 23 == 0:        # after the end of the one before, at ever other phases of the gate's period
                 client.spin_for(0.0007 * (number // 23 % 10))
-                speed = speed_of(number // 23)
+                there_and_back, code = divmod(number // 23, 2)[::-1]
+                speed = (1 - 2 * there_and_back) * (code % CODES + 1) * CODE_M_S
                 chunks.send(speed)
                 action = np.array([speed * contract.control_period_s, 0, 0, 0, 0, 0, 1.0])
                 cell.chunk.publish(chunk_to_msg(contract, [action], time.time_ns()))

@@ -30,7 +30,7 @@ POLICY_TOO = BuildOptions(keep_policy=True, ignore_audit=True)
 
 
 @pytest.fixture(scope="module")
-def episodes(contract, briefly_trained, tmp_path_factory):
+def episodes(contract, briefly_trained, tmp_path_factory, module_ros_domain):
     """One lock-step episode per task of a policy over ROS. The policy node runs in this process, so that its very inputs
     can be kept: [(stamp, inputs)]; bridge, gate and recorder are processes of their own. {task: (inputs, bag, outcome)}"""
     import os
@@ -38,9 +38,8 @@ def episodes(contract, briefly_trained, tmp_path_factory):
     from rlco_policy import runner
     from rlco_policy.nodes import policy_node
 
-    domain = str(1 + (os.getpid() + 50) % 90)
     previous = os.environ.get("ROS_DOMAIN_ID")
-    os.environ["ROS_DOMAIN_ID"] = domain
+    os.environ["ROS_DOMAIN_ID"] = str(module_ros_domain)
     out = tmp_path_factory.mktemp("parity")
     seen = []
 
