@@ -10,6 +10,7 @@ def add(commands) -> None:
         title="targets", metavar="TARGET", required=True)
     _weights(targets, "openvla", "an openvla policy as a checkpoint of OpenVLA's own code, adapters merged", _openvla)
     _weights(targets, "lerobot", "a pi05 policy as a LeRobot checkpoint with its processors, adapters merged", _lerobot)
+    _rlinf(targets)
 
 
 def _weights(targets, name: str, summary: str, write) -> None:
@@ -21,6 +22,19 @@ def _weights(targets, name: str, summary: str, write) -> None:
     parser = command(targets, name, run, summary)
     parser.add_argument("checkpoint", type=Path, help="policy directory, for example runs/demo/rl_co/policy")
     parser.add_argument("out", type=Path, help="new folder")
+
+
+def _rlinf(targets) -> None:
+    def run(options):
+        from rlco_trainer.rlinf_export import export_rlinf
+
+        print(export_rlinf(options.run_, options.out, cluster_root=options.cluster_root, overrides=options.overrides))
+
+    parser = command(targets, "rlinf", run, "a Stage II run of pi05 for RLinf: data, weights, statistics and configuration")
+    parser.add_argument("run_", metavar="RUN", help="directory of a Stage II run, or its YAML before it has been started")
+    parser.add_argument("out", type=Path, help="new folder")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a field of the run's configuration")
+    parser.add_argument("--cluster-root", default="", help="where the folder will lie on the cluster; empty: as written here")
 
 
 def _openvla(policy, out: Path) -> Path:
