@@ -77,10 +77,11 @@ def test_a_planned_move_is_slower_than_its_limit_whatever_it_asks_for():
 
 def test_nothing_moves_before_it_is_allowed_and_silence_gives_the_arm_back():
     gate = gate_with_state()
-    drive(gate, compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0]), 0.5, SECOND)
+    _, now = drive(gate, compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0]), 0.5, SECOND)
     assert gate.held_command is None
-    gate.allow_planned(True, 2 * SECOND)
-    sent, now = drive(gate, compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0]), 0.3, 2 * SECOND)
+    assert gate.allow_planned(True, now) is None
+    sent, now = drive(gate, compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0]), 0.3, now)
+    assert np.linalg.norm(sent[-1].position - GOAL.position) > 0.03
     held, now = drive(gate, None, 1.0, now, measured=sent[-1], send=False)
     assert gate.source is Source.NOBODY and not gate.planned_allowed
     assert np.linalg.norm(held[-1].position - sent[-1].position) <= 0.15 * 0.4
@@ -90,7 +91,7 @@ def test_nothing_moves_before_it_is_allowed_and_silence_gives_the_arm_back():
 
 def test_an_operator_takes_the_arm_and_the_plan_does_not_come_back():
     gate = gate_with_state()
-    gate.allow_planned(True, SECOND)
+    assert gate.allow_planned(True, SECOND) is None
     target = compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0])
     _, now = drive(gate, target, 0.2, SECOND)
     gate.on_deadman(True, now)
@@ -105,7 +106,7 @@ def test_an_operator_takes_the_arm_and_the_plan_does_not_come_back():
 
 def test_a_stop_ends_it_and_latches():
     gate = gate_with_state()
-    gate.allow_planned(True, SECOND)
+    assert gate.allow_planned(True, SECOND) is None
     sent, now = drive(gate, compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0]), 0.2, SECOND)
     gate.stop()
     after, _ = drive(gate, compose_delta(GOAL, [0.1, 0, 0, 0, 0, 0]), 0.5, now)
