@@ -64,8 +64,11 @@ def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any
     return directory
 
 
-def load_policy(directory: str | Path, contract: Contract | None = None) -> VLAPolicy:
+def load_policy(directory: str | Path, contract: Contract | None = None,
+                config_changes: dict[str, Any] | None = None) -> VLAPolicy:
     """Load a policy on the CPU. With `contract`, a checkpoint made under another one raises ContractMismatch.
+
+    config_changes: fields of the policy's configuration to replace, nested as it is; the weights have to fit still.
 
     Raises DataError when a file is missing or damaged, statistics or configuration were altered, weight names or shapes
     do not fit, or the base model that it builds on is not to be had.
@@ -81,7 +84,8 @@ def load_policy(directory: str | Path, contract: Contract | None = None) -> VLAP
         raise DataError(f"{directory}: the checkpoint was altered after it was saved (statistics, configuration, "
                         "contract or the list of weights); restore the original files or train again")
     cls = policy_class(description["policy"])
-    config = from_mapping(cls.config_class, description["config"], f"{directory / DESCRIPTION}: config")
+    fields = _replaced(description["config"], config_changes or {})
+    config = from_mapping(cls.config_class, fields, f"{directory / DESCRIPTION}: config")
     statistics = statistics_from_json(description["statistics"], str(directory / DESCRIPTION))
     with torch.random.fork_rng(devices=[]):
         policy = cls.blank(config, stored, statistics, directory / ASSETS)
@@ -103,6 +107,11 @@ def read_description(directory: str | Path) -> dict[str, Any]:
         raise DataError(f"{path}: not a policy checkpoint of format {FORMAT}"
                         + (f"; lacks {', '.join(missing)}" if missing else f", but of {description['format']}"))
     return description
+
+
+def _replaced(fields: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    return fields | {name: _replaced(fields[name], value) if isinstance(value, dict) and isinstance(fields.get(name), dict)
+                     else value for name, value in changes.items()}
 
 
 def resolve(directory: str | Path) -> Path:

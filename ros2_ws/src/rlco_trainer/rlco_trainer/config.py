@@ -125,17 +125,18 @@ class BetaControl:
 class StageTwoConfig:
     """RL in the twin, anchored to real data (paper, IV-B, eq. 5): L_total = L_RL + beta * L_SFT(D_real).
 
-    start: checkpoint of Stage I. beta multiplies the loss over the real action dimensions; the reference release
-    averages over 32 padded ones, so its 0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step,
-    whatever the number of micro-batches. episodes: complete episodes per iteration, spread over `scenes` twins; those run
-    in `workers` processes, or with backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded
-    after this many chunks ends as it is, 0 = at the task's max_steps; measured success always has all of them. held_out: as
-    in Stage I. cosine_every: how
+    start: checkpoint of Stage I. policy_config: fields of its policy's config to replace, such as the exploration noise.
+    beta multiplies the loss over the real action dimensions; the reference release averages over 32 padded ones, so its
+    0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step, whatever the number of micro-batches.
+    episodes: complete episodes per iteration, spread over `scenes` twins; those run in `workers` processes, or with
+    backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded after this many chunks ends as
+    it is, 0 = at the task's max_steps; measured success always has all of them. held_out: as in Stage I. cosine_every: how
     often (in iterations) the cosine between the RL and the real gradient is measured, 0 = never.
     """
 
     out: Path
     start: Path
+    policy_config: dict[str, Any] = field(default_factory=dict)
     real: str | tuple[str, ...] = ""
     beta: float = 0.05
     beta_control: BetaControl | None = None

@@ -47,9 +47,10 @@ class CompactFlowConfig:
     """Flow matching with ReinFlow exploration.
 
     draws: noise and time draws per image in the supervised loss. plan_weight: see CompactPolicy.plan_error. noise_std:
-    bounds of the learned exploration noise. noise_std_end: upper bound at the end of RL, reached linearly; None =
-    constant. logprob: how the K + 1 entries of the denoising chain are joined; `sum` is the chain's likelihood, `mean`
-    (RLinf's choice) a tempered, stabler ratio.
+    bounds of the learned exploration noise. noise_correlation: of that noise between the steps of a chunk; independent
+    noise (0) averages out within a chunk, correlated noise tries another place. noise_std_end: upper bound at the end of
+    RL, reached linearly; None = constant. logprob: how the K + 1 entries of the denoising chain are joined; `sum` is the
+    chain's likelihood, `mean` (RLinf's choice) a tempered, stabler ratio.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -62,12 +63,15 @@ class CompactFlowConfig:
     plan_weight: float = 10.0
     noise_std: tuple[float, float] = (0.08, 0.16)
     noise_std_end: float | None = None
+    noise_correlation: float = 0.0
     logprob: Literal["mean", "sum"] = "mean"
 
     def __post_init__(self):
         low, high = self.noise_std
         if not 0 < low < high:
             raise ValueError(f"noise_std {self.noise_std} must be 0 < min < max")
+        if not 0 <= self.noise_correlation < 1:
+            raise ValueError(f"noise_correlation {self.noise_correlation} must lie in [0, 1)")
         if self.noise_std_end is not None and not low < self.noise_std_end <= high:
             raise ValueError(f"noise_std_end {self.noise_std_end} must lie in ({low}, {high}]")
         if min(self.denoise_steps, self.draws, self.layers) < 1:

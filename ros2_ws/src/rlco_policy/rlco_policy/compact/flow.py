@@ -100,9 +100,9 @@ class CompactFlow(CompactPolicy):
         chain, entries = [x], [_log_normal(x, torch.zeros_like(x), torch.ones_like(x))]
         for k in range(self.config.denoise_steps):
             mean, std = self._transition(x, self._grid_time(k, len(x)), memory)
-            x = mean + std * normal(x.shape, generator, self.device)
+            x = mean + std * self._exploration(x.shape, generator)
             chain.append(x)
-            entries.append(_log_normal(x, mean, std))
+            entries.append(log_equicorrelated((x - mean) / std, self.config.noise_correlation) - std.log())
         return Sampled(
             actions=self.normalizer.denormalise(x[:, : self.spec.chunk]),
             logprob=self._join(torch.stack(entries, 1)),
@@ -120,7 +120,7 @@ class CompactFlow(CompactPolicy):
         mean, std = mean.unflatten(0, (batch, steps)), std.unflatten(0, (batch, steps))
         start = chain[:, :1]
         entries = torch.cat([_log_normal(start, torch.zeros_like(start), torch.ones_like(start)),
-                             _log_normal(chain[:, 1:], mean, std)], 1)
+                             log_equicorrelated((chain[:, 1:] - mean) / std, self.config.noise_correlation) - std.log()], 1)
         executed_std = std[:, :, : self.spec.chunk]
         entropy = (executed_std.log() + _HALF_LOG_2PI + 0.5).mean((1, 2, 3))
         return Evaluated(self._join(entries), entropy, self._value(prefix))
@@ -135,6 +135,14 @@ class CompactFlow(CompactPolicy):
         log_min, log_max = math.log(self.config.noise_std[0]), math.log(self._std_max)
         level = 0.5 * (torch.tanh(self.noise_head(features)) + 1)
         return x + velocity / self.config.denoise_steps, torch.exp(log_min + (log_max - log_min) * level)
+
+    def _exploration(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
+        """Standard normal [B, horizon, A] whose entries at different action steps have correlation noise_correlation."""
+        noise, share = normal(shape, generator, self.device), self.config.noise_correlation
+        if share == 0:
+            return noise
+        common = normal((shape[0], 1, shape[2]), generator, self.device)
+        return math.sqrt(share) * common + math.sqrt(1 - share) * noise
 
     def _join(self, entries: Tensor) -> Tensor:
         """[B, K + 1, horizon, A] chain entries -> [B, chunk, A]."""
@@ -192,6 +200,22 @@ class ExpertMemory:
 
         pairs = [(interleave(keys), interleave(values)) for keys, values in self.keys_values]
         return ExpertMemory(pairs, interleave(self.pooled), interleave(self.plan))
+
+
+def log_equicorrelated(noise: Tensor, correlation: float) -> Tensor:
+    """Log-density of standard normal noise [..., T, A] whose steps t are equally correlated, one number per entry.
+
+    Entry t is the density of step t given the steps before it, so that the entries of the first n steps sum to the joint
+    log-density of those n steps: u_t | u_<t ~ N(rho s / (1 + (t - 1) rho), 1 - rho^2 t / (1 + (t - 1) rho)) with s the
+    sum of the t steps before.
+    """
+    if correlation == 0:
+        return -0.5 * noise.square() - _HALF_LOG_2PI
+    steps = torch.arange(noise.shape[-2], device=noise.device, dtype=noise.dtype)[:, None]
+    weight = correlation / (1 + (steps - 1) * correlation)
+    mean = weight * (noise.cumsum(-2) - noise)
+    variance = 1 - correlation * weight * steps
+    return -0.5 * (noise - mean).square() / variance - 0.5 * variance.log() - _HALF_LOG_2PI
 
 
 def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
