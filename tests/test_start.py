@@ -383,6 +383,13 @@ def test_from_a_random_place_the_arm_gets_back_and_touches_nothing(cell, seed):
                            "the gate, which holds the arm at the start")
 
 
+def test_a_planner_that_is_not_installed_is_named(tmp_path, ros_domain):
+    with Processes(tmp_path, ros_domain) as processes, RosClient("reader", ros_domain) as client:
+        processes.start_node("rlco_teleop.nodes.start_node", planner="moveit")
+        client.wait_until(lambda: "needs moveit_py" in processes["start_node"].tail(), 30, "the reason in the log")
+        assert client.trigger(topics.START_GO) == (False, "the start node is not active")
+
+
 def far_away(cell):
     scene = scene_state_from_json(cell.scenes.last.data)
     low = place(np.random.default_rng(9), scene)
