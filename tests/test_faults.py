@@ -10,12 +10,13 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
 from rlco_common.errors import ConfigError, RlcoError
 from rlco_common.observation import joints_by_name
-from rlco_common.ros import joint_state_to_msg, stamp_to_ns
+from rlco_common.ros import QOS, joint_state_to_msg, stamp_to_ns
+from rlco_common.topic_table import graph_topics
 from rlco_trainer.cli import main
 from rlco_trainer.faults import streams
 from rlco_trainer.faults.base import Fault, NotTried, Outcome
 from rlco_trainer.faults.disturbance import KINDS, Disturbance, disturbances_from_text
-from rlco_trainer.faults.graph import FaultGraph
+from rlco_trainer.faults.graph import SOURCE, FaultGraph
 from rlco_trainer.faults.runner import ORDER, catalogue, try_fault
 
 
@@ -24,6 +25,25 @@ def graph(tmp_path_factory, module_ros_domain):
     with FaultGraph(tmp_path_factory.mktemp("faults"), module_ros_domain) as graph:
         graph.start(*ORDER)
         yield graph
+
+
+def test_the_running_graph_has_the_types_and_qos_that_the_table_says(graph, contract):
+    graph.require(*ORDER)
+    known = {topic.name: topic for topic in graph_topics(contract)}
+    others = {"/rosout", "/parameter_events", "/joy", "/clock", "/tf", "/tf_static"}
+    seen = 0
+    for topic, types in graph.client.node.get_topic_names_and_types():
+        offers = graph.client.node.get_publishers_info_by_topic(topic)
+        topic = topic.removeprefix(SOURCE)
+        if not offers or topic in others or topic.endswith("/transition_event"):
+            continue
+        assert topic in known, f"{topic} is in no table"
+        assert types == [known[topic].type], topic
+        wanted = QOS[known[topic].qos]
+        for offer in (info.qos_profile for info in offers):
+            assert (offer.reliability, offer.durability) == (wanted.reliability, wanted.durability), topic
+        seen += 1
+    assert seen > 12
 
 
 def test_a_promise_that_does_not_hold_is_told_so(graph, monkeypatch):
