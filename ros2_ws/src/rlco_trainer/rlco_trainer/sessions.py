@@ -20,6 +20,7 @@ from rlco_common.records import TrialRecord, append_records
 from rlco_common.ros import STATE_QOS
 from rlco_common.ros_client import RosClient
 from rlco_common.seeds import REAL_DEMOS
+from rlco_policy.opening import SCHEMES
 from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_teleop.bags import find_episodes, read_episode_metadata
 
@@ -133,15 +134,19 @@ def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "
     return find_episodes(out)
 
 
-def deploy_episodes(contract: Contract, checkpoint: Path, out: Path, *, task: str, domain: str = "standin",
+def deploy_episodes(contract: Contract, checkpoint: Path | str, out: Path, *, task: str, domain: str = "standin",
                     seeds: Iterable[int] = (), name: str = "rl_co", variation: Variation = NOMINAL,
-                    lockstep: bool = False, quiet: bool = False) -> list[TrialRecord]:
-    """Run a checkpoint over ROS through the gate, one recorded bag and one trial record per seed."""
+                    lockstep: bool = False, asynchronous: bool = True, quiet: bool = False) -> list[TrialRecord]:
+    """Run a checkpoint over ROS through the gate, one recorded bag and one trial record per seed.
+
+    checkpoint: a directory, or the address of a policy server (ws://). asynchronous: real time only, see the policy node.
+    """
     seeds, trials = list(seeds), []
+    source = str(checkpoint) if str(checkpoint).startswith(SCHEMES) else str(Path(checkpoint).absolute())
 
     def driver(processes: Processes) -> str:
-        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=str(Path(checkpoint).absolute()), lockstep=lockstep,
-                             use_sim_time=lockstep)
+        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=source, lockstep=lockstep, use_sim_time=lockstep,
+                             asynchronous=asynchronous)
         return "/policy"
 
     with open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator=name, driver=driver,

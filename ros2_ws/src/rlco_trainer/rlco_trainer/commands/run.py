@@ -43,15 +43,17 @@ def _deploy(commands) -> None:
 
         trials = deploy_episodes(load_contract(options.contract), options.checkpoint, options.out, task=options.task,
                                  domain=options.domain, seeds=EVALUATION[: options.trials], variation=chosen_variation(options),
-                                 lockstep=options.lockstep)
+                                 lockstep=options.lockstep, asynchronous=not options.synchronous)
         print(f"over ROS on {options.domain}: success {success_rate(trials)}; bags and records in {options.out}")
 
     parser = command(commands, "deploy", run, "run a checkpoint over ROS through the gate on a simulated robot")
-    parser.add_argument("checkpoint", type=Path, help="policy directory, for example runs/demo/rl_co/policy")
+    parser.add_argument("checkpoint", help="policy directory, for example runs/demo/rl_co/policy, or address of a policy "
+                        "server, for example ws://localhost:8000")
     parser.add_argument("--task", default="push_cube")
     parser.add_argument("--domain", default="standin", help="domain that the bridge simulates")
     variation_option(parser)
     parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True, help="directory of bags and records")
     parser.add_argument("--lockstep", action="store_true", help="lock step instead of real time")
+    parser.add_argument("--synchronous", action="store_true", help="real time: let the arm wait for every chunk")
     contract_option(parser)
