@@ -12,6 +12,7 @@ setup(
         ("share/ament_index/resource_index/packages", [f"resource/{package_name}"]),
         (f"share/{package_name}", ["package.xml"]),
         (f"share/{package_name}/config", glob("config/*.yaml")),
+        (f"share/{package_name}/launch", glob("launch/*.launch.xml")),
         (f"share/{package_name}/templates", glob("templates/*.j2")),
     ],
     install_requires=["setuptools"],
@@ -20,5 +21,5 @@ setup(
     maintainer_email="maintainers@rlco.org",
     description="Bags to datasets, Stage I and Stage II of RL-based sim-real co-training, evaluation and reports.",
     license="Apache-2.0",
-    entry_points={"console_scripts": ["rlco = rlco_trainer.cli:main"]},
+    entry_points={"console_scripts": ["rlco = rlco_trainer.cli:main", "trainer_node = rlco_trainer.nodes.trainer_node:main"]},
 )

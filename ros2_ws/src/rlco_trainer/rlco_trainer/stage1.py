@@ -17,6 +17,7 @@ from rlco_policy.statistics import Statistics
 from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, sft_loss, slices
 from rlco_trainer.config import StageOneConfig, roots, save_config
+from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import load_datasets, load_proprioception, sample_cotraining
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
@@ -109,24 +110,29 @@ class StageOne:
         self.step, self.best, self.since_best = state["step"], state["extra"]["best"], state["extra"]["since_best"]
 
 
-def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet: bool = False) -> Path:
+def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet: bool = False,
+                 control: RunControl | None = None) -> Path:
     """Train, resuming from the run's newest checkpoint, and write the policy to `out/policy`. Returns that path.
 
-    stop_after: end after this many steps of this call, with a checkpoint, as an interrupted run would.
+    stop_after: end after this many steps of this call, with a checkpoint, as a stopped run does. control: requests from
+    outside, obeyed between two steps.
     """
+    control = control or RunControl()
     torch.set_num_threads(config.threads)
     run = StageOne(config, load_contract(config.contract))
     save_config(config, config.out)
     last = min(config.steps, run.step + stop_after) if stop_after else config.steps
     label = f"stage I {config.out.name}"
     with Metrics(config.out, total=config.steps, start=run.step, label=label, quiet=quiet) as metrics:
-        while run.step < last and not run.out_of_patience:
+        while run.step < last and not run.out_of_patience and control.go_on(run.save):
             row, shown = run.train_step(), {}
             if run.step % config.log_every == 0 or run.step == last:
                 shown = {"loss": row["sft/loss"]}
                 metrics.log(run.step, row)
+                control.report(run.step, config.steps, row)
             if run.held_out is not None and (run.step % config.monitor_every == 0 or run.step == last):
-                metrics.log(run.step, run.monitor())
+                metrics.log(run.step, held_out := run.monitor())
+                control.report(run.step, config.steps, held_out)
             metrics.progress(**shown)
             if run.step % config.save_every == 0 or run.step == last or run.out_of_patience:
                 run.save()

@@ -13,6 +13,7 @@ from rlco_common.seeds import RL, SELECTION
 from rlco_policy.checkpoint import load_policy, read_description, save_policy
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, slices
 from rlco_trainer.config import StageTwoConfig, roots, save_config
+from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import DemoSet, load_datasets
 from rlco_trainer.forgetting import BetaController, gradient_cosine
 from rlco_trainer.metrics import Metrics
@@ -34,7 +35,7 @@ class StageTwo:
         self.step, self.initial_success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
         checkpoint = latest_run(config.out)
         if checkpoint is None:
-            self.policy, state = load_policy(config.start, contract), None
+            self.policy, state = load_policy(config.start, contract, config.policy_config), None
         else:
             self.policy, state = load_run(checkpoint, contract)
         self.policy.to(config.device)
@@ -167,12 +168,17 @@ class StageTwo:
         return {"real/held_out_loss": loss, "real/beta": self.anchor.beta}
 
 
-def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet: bool = False) -> Path:
+def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet: bool = False,
+                 control: RunControl | None = None) -> Path:
     """Run Stage II, resuming from the run's newest checkpoint; write the policy to `out/policy` and return that path.
+
+    stop_after: end after this many iterations of this call, with a checkpoint. control: requests from outside, obeyed
+    between two iterations.
 
     Raises TrainingError when the start policy does not succeed measurably in the twin (paper, Fig. 5: RL cannot start
     from there; set min_initial_success=0 to try anyway) or when the return has had no variance for several iterations.
     """
+    control = control or RunControl()
     torch.set_num_threads(config.threads)
     contract = load_contract(config.contract)
     run = StageTwo(config, contract)
@@ -186,7 +192,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
             run.initial_success = _require_initial_success(run, pool)
             metrics.log(0, {"twin/success": run.initial_success, **run.monitor()})
         stalled = 0
-        while run.step < last and not _out_of_time(run):
+        while run.step < last and not _out_of_time(run) and control.go_on(run.save):
             started = time.monotonic()
             run.policy.set_progress(run.step / config.iterations)
             rollout, row = run.collect(pool)
@@ -197,6 +203,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
             if run.step % config.measure_every == 0 or run.step == last:
                 row["twin/success"] = run.measure(pool)
             metrics.log(run.step, row)
+            control.report(run.step, config.iterations, row)
             metrics.progress(success=row["rollout/success"], kl=row["rl/kl"], real=row.get("real/held_out_loss", math.nan))
             run.elapsed_s += time.monotonic() - started
             if run.step % config.save_every == 0 or run.step == last:
