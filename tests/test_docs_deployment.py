@@ -155,7 +155,8 @@ def test_trials_with_one_command(place, ros_domain, monkeypatch, capsys):
 def test_the_benchmark_is_a_target_of_make():
     """It takes minutes; that it would run this very file is checked, not its figures."""
     done = subprocess.run([*command("make"), "-n", "-o", "setup"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "benchmarks/policy_node.py" in done.stdout and (ROOT / "benchmarks/policy_node.py").is_file()
+    assert done.returncode == 0 and "benchmarks/policy_node.py" in done.stdout
+    assert (ROOT / "benchmarks" / "policy_node.py").is_file()
 
 
 def test_no_command_of_the_page_was_left_out():
