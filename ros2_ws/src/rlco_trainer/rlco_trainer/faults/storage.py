@@ -11,7 +11,7 @@ import time
 from rlco_common import topics
 from rlco_teleop.bags import Bag, find_episodes, read_episode_metadata
 from rlco_trainer.faults.base import Fault, Outcome
-from rlco_trainer.faults.graph import MODULES, FaultGraph
+from rlco_trainer.faults.graph import MODULES, START_TIMEOUT_S, FaultGraph
 
 LOSS_S = 1.0
 READ_ONLY = "/sys/rlco"
@@ -69,14 +69,12 @@ def _read_only_disk(graph: FaultGraph) -> Outcome:
     graph.begin()
     child = graph.processes.start_node(MODULES["recorder"], "read_only", ["--ros-args", "-r", "__node:=read_only"],
                                        output_directory=READ_ONLY)
-    began_s = time.monotonic()
-    try:
-        graph.client.wait_until(lambda: "cannot write in output_directory" in child.tail(), 10.0, "the complaint")
-        seconds = time.monotonic() - began_s
+    try:        # however long a process takes to start on a busy machine, this is what it says
+        graph.client.wait_until(lambda: "cannot write in output_directory" in child.tail(), START_TIMEOUT_S, "the complaint")
         ok, reason = graph.client.trigger("/read_only/start")
     finally:
         graph.processes.stop("read_only")
-    return Outcome(READ_ONLY in child.tail() and not ok, f"told {seconds:.1f} s after the start; a start is refused: {reason}")
+    return Outcome(READ_ONLY in child.tail() and not ok, f"told at its start; recording is refused: {reason}")
 
 
 FAULTS = (
