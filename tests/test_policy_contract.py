@@ -58,6 +58,17 @@ def test_all_are_registered_and_an_unknown_name_is_refused_with_the_known_ones(o
         make_policy("compact_flwo")
 
 
+@pytest.mark.parametrize(("name", "size"), [("openvla", 140), ("pi05", 140), ("openvla", 56), ("pi05", 56)])
+def test_pictures_are_kept_no_larger_than_the_camera_gives_them(name, size):
+    """The public models want 224 pixels; a smaller camera's pictures are enlarged in the model, not in every buffer."""
+    policy = make_policy(name, CONFIGS[name](image_size=size))
+    camera = min(next(iter(CONTRACT.cameras.values())).shape[:2])
+    assert policy.spec.image_size == min(size, camera)
+    inputs = policy.preprocess(policy_checks.observations(policy, size=camera))
+    assert inputs["images"].shape[-2] == policy.spec.image_size
+    assert torch.isfinite(policy.value(inputs)).all()
+
+
 # -- the checks notice what they are there for
 
 

@@ -2,11 +2,25 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from rlco_common.contract import Contract
 from rlco_common.errors import DataError
 from rlco_common.observation import encode_image
 from rlco_policy.interface import ObsBatch
+
+
+def stored_size(contract: Contract, cameras: tuple[str, ...], wanted: int) -> int:
+    """The side of the pictures to ask for and keep: the model's, or less where a camera gives less (see enlarge)."""
+    return min(wanted, *(min(contract.cameras[name].shape[:2]) for name in cameras))
+
+
+def enlarge(images: Tensor, size: int, mode: str) -> Tensor:
+    """float [B, 3, H, H] in 0..255 -> [B, 3, size, size]; unchanged where it has that size."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode=mode, antialias=True, align_corners=False).clamp(0, 255)
 
 
 def policy_image(obs: ObsBatch, camera: str, size: int, device: torch.device) -> Tensor:

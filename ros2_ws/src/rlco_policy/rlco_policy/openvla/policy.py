@@ -13,7 +13,7 @@ from rlco_common.contract import Contract
 from rlco_common.errors import ConfigError
 from rlco_policy.augmentation import augment_images
 from rlco_policy.hub import ModelFolder, load_named, read_tokenizer
-from rlco_policy.images import finite_proprioception, policy_image
+from rlco_policy.images import enlarge, finite_proprioception, policy_image, stored_size
 from rlco_policy.interface import Evaluated, ModelInputs, ObsBatch, PolicySpec, Sampled, require_generator
 from rlco_policy.lora import ADAPTER_NAMES, adapt
 from rlco_policy.openvla.actions import ActionBins, action_statistics
@@ -47,7 +47,7 @@ class OpenVla(PretrainedPolicy):
             raise ConfigError(f"camera '{self.camera}' is not in contract '{contract.name}'; it has "
                               f"{', '.join(contract.cameras)}")
         self.spec = PolicySpec(contract.action.dim, config.chunk, config.chunk, len(statistics.names), (self.camera,),
-                               config.image_size, "tokens")
+                               stored_size(contract, (self.camera,), config.image_size), "tokens")
         self.bins = ActionBins(config.bins)
         self.model = _build(config, blank=base is not None or assets is not None)
         if config.trains == "lora":
@@ -67,7 +67,7 @@ class OpenVla(PretrainedPolicy):
     def preprocess(self, obs: ObsBatch, *, train: bool = False, generator: torch.Generator | None = None) -> ModelInputs:
         finite_proprioception(obs)
         ids = self.tokenizer.encode(obs.instruction)
-        inputs = {"images": policy_image(obs, self.camera, self.config.image_size, self.device),
+        inputs = {"images": policy_image(obs, self.camera, self.spec.image_size, self.device),
                   "tokens": torch.from_numpy(ids).to(self.device)}
         return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs
 
@@ -76,13 +76,12 @@ class OpenVla(PretrainedPolicy):
 
     def pixels(self, images: Tensor) -> Tensor:
         """uint8 [B, H, W, 3] -> [B, 6, H, W]: normalised for the first tower, then for the second."""
-        x = images.permute(0, 3, 1, 2).float()
+        x = enlarge(images.permute(0, 3, 1, 2).float(), self.config.image_size, "bicubic")
         if self.config.center_crop:
             side = x.shape[-1]
             kept = round(side * TRAINED_CROP**0.5)
             start = (side - kept) // 2
-            x = F.interpolate(x[..., start: start + kept, start: start + kept], size=(side, side), mode="bicubic",
-                              antialias=True).clamp(0, 255)
+            x = enlarge(x[..., start: start + kept, start: start + kept], side, "bicubic")
         x = x / 255
         views = [(x - x.new_tensor(tower.mean)[:, None, None]) / x.new_tensor(tower.std)[:, None, None]
                  for tower in self.config.vision]

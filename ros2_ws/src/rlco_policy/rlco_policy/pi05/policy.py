@@ -20,7 +20,7 @@ from rlco_common.errors import ConfigError, DataError
 from rlco_policy.augmentation import augment_images
 from rlco_policy.guidance import ChunkGuidance
 from rlco_policy.hub import ModelFolder, load_named, read_tokenizer
-from rlco_policy.images import finite_proprioception, policy_image
+from rlco_policy.images import enlarge, finite_proprioception, policy_image, stored_size
 from rlco_policy.interface import (
     Evaluated,
     ModelInputs,
@@ -73,7 +73,7 @@ class Pi05(PretrainedPolicy):
             raise ConfigError(f"cameras: {', '.join(unknown)} not in contract '{contract.name}'; it has "
                               f"{', '.join(contract.cameras)}")
         self.spec = PolicySpec(contract.action.dim, config.horizon, config.chunk, len(statistics.names), self.cameras,
-                               config.image_size, "flow")
+                               stored_size(contract, self.cameras, config.image_size), "flow")
         self._read_assets(assets or Path(config.tokenizer or self.base.path), assets or (self.base and self.base.path))
         blank = self.base is not None or assets is not None
         lerobot = lerobot_config(config, self.cameras, self.spec.proprio_dim, self.spec.action_dim)
@@ -114,7 +114,7 @@ class Pi05(PretrainedPolicy):
 
     def preprocess(self, obs: ObsBatch, *, train: bool = False, generator: torch.Generator | None = None) -> ModelInputs:
         state = self._normalise_state(finite_proprioception(obs).to(self.device, torch.float32))
-        images = [policy_image(obs, camera, self.config.image_size, self.device) for camera in self.cameras]
+        images = [policy_image(obs, camera, self.spec.image_size, self.device) for camera in self.cameras]
         tokens = torch.from_numpy(self.prompt.encode(obs.instruction, state)).to(self.device)
         inputs = {"images": torch.stack(images, 1), "tokens": tokens}
         return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs
@@ -129,7 +129,9 @@ class Pi05(PretrainedPolicy):
 
     def _views(self, inputs: ModelInputs) -> list[Tensor]:
         """Per camera [B, 3, H, W] in [-1, 1]. Slots of the base without a camera are left out: they would be masked."""
-        return [images.permute(0, 3, 1, 2).float() / 127.5 - 1.0 for images in inputs["images"].unbind(1)]
+        size = self.config.image_size
+        return [enlarge(images.permute(0, 3, 1, 2).float(), size, "bilinear") / 127.5 - 1.0
+                for images in inputs["images"].unbind(1)]
 
     # -- supervised
 
