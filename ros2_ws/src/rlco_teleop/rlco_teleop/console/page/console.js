@@ -7,7 +7,7 @@ const LABELS = {
   turn: ["tip forward", "roll left", "roll right", "tip back", "turn left", "turn right"],
 };
 const KEY_NAMES = { move: ["W", "A", "D", "S", "R", "F"], turn: ["I", "J", "L", "K", "Q", "E"] };
-const DRIVERS = { OPERATOR: "operator", POLICY: "policy" };
+const DRIVERS = { OPERATOR: "operator", POLICY: "policy", PLANNED: "way to the start" };
 
 let socket = null, hello = null, state = null, heardAt = 0, stateAt = 0, pictureAt = 0, mode = "move";
 
@@ -184,7 +184,7 @@ function draw() {
   const { gate, control, recorder, episode, arm } = state;
   const mine = operating();
   $("gate").className = `gate ${latched() || gate.state === "SILENT" ? "latched-state" : gate.causes.length ? "limited"
-    : ["OPERATOR", "POLICY"].includes(gate.state) ? "moving" : ""}`;
+    : ["OPERATOR", "POLICY", "PLANNED"].includes(gate.state) ? "moving" : ""}`;
   $("gate-state").textContent = gate.state;
   $("gate-hint").textContent = gate.causes.length ? gate.causes.map((cause) => cause.text).join("; ") : gate.hint;
   $("operator").textContent = control.operator === null ? "nobody operates" : mine ? "you operate" : `${control.name} operates`;
