@@ -36,6 +36,7 @@ class StageOne:
         else:
             self.policy, state = load_run(checkpoint, contract)
         self.policy.to(config.device)
+        self.policy.set_stage("sft")
         self.optimizer = torch.optim.AdamW(self.policy.param_groups()["policy"], lr=config.lr,
                                            weight_decay=config.weight_decay)
         self.average = WeightAverage(self.policy, config.ema)

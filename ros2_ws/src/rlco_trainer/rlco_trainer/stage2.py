@@ -39,6 +39,7 @@ class StageTwo:
         else:
             self.policy, state = load_run(checkpoint, contract)
         self.policy.to(config.device)
+        self.policy.set_stage("rl")
         self.optimizer = make_optimizer(self.policy, config)
         self.replay = SuccessReplay(config.replay.capacity)
         self.replay_optimizer = torch.optim.AdamW(acting_weights(self.policy), lr=config.replay.lr,
