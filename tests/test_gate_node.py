@@ -243,6 +243,26 @@ def test_bad_commands_over_topics_never_move_the_arm_and_are_counted(cell):
     assert max(steps) <= CONTRACT.action.max_translation_m / 4 + 1e-9
 
 
+def test_targets_follow_the_twists_of_a_steady_device_at_once(cell):
+    """Also when its clock stands so that every twist comes just after a step of the gate, and would wait for the next."""
+    cell.held = True
+    cell.client.wait_until(lambda: cell.values()["source"] == "OPERATOR", 5, "the operator in charge")
+    cell.send_twist([0.0] * 6)
+    cell.client.wait_until(lambda: len(cell.targets), 3, "a target")
+    count = len(cell.targets)
+    cell.client.wait_until(lambda: len(cell.targets) > count, 3, "a step")
+    start_s, sent_ns = time.monotonic(), []
+    for number in range(50):
+        cell.client.spin_for(start_s + 0.05 * number - time.monotonic())
+        sent_ns.append(time.monotonic_ns())
+        cell.send_twist([0.02, 0, 0, 0, 0, 0])
+    cell.client.spin_for(0.2)
+    arrivals_ns = np.array(cell.targets.arrivals_ns)
+    waits_ms = [(arrivals_ns[arrivals_ns > at][0] - at) / 1e6 for at in sent_ns]
+    print(f"\ntwist to target: first {waits_ms[0]:.0f} ms, then {np.median(waits_ms[-25:]):.1f} ms")
+    assert np.median(waits_ms[-25:]) < 20
+
+
 def test_every_refusal_and_limit_is_counted_by_its_cause_on_diagnostics(cell):
     client, contract = cell.client, CONTRACT
     diagnostics = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS, matched_s=5)
