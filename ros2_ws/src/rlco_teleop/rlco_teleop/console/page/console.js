@@ -7,7 +7,7 @@ const LABELS = {
   turn: ["tip forward", "roll left", "roll right", "tip back", "turn left", "turn right"],
 };
 const KEY_NAMES = { move: ["W", "A", "D", "S", "R", "F"], turn: ["I", "J", "L", "K", "Q", "E"] };
-const DRIVERS = { OPERATOR: "operator", POLICY: "policy", PLANNED: "way to the start" };
+const DRIVERS = { OPERATOR: "operator", POLICY: "policy", PLANNED: "planned move" };
 
 let socket = null, hello = null, state = null, heardAt = 0, stateAt = 0, pictureAt = 0, mode = "move";
 
