@@ -30,9 +30,8 @@ def _operator_link(graph: FaultGraph) -> Outcome:
     graph.disturb(" ".join(f"{topic}=hold" for topic in OPERATOR))
     began_ns = time.monotonic_ns()
     stopped_s = graph.stopped_after_s(began_ns)
-    graph.spin(LOST_S - 0.3 - (time.monotonic_ns() - began_ns) / 1e9)
-    graph.pad_held = False          # so that nothing new is sent: whatever moves now is old
-    graph.spin(0.3)
+    graph.spin(LOST_S - 0.6 - (time.monotonic_ns() - began_ns) / 1e9)
+    graph.let_go()                  # so that nothing new is sent: whatever moves now is old
     graph.disturb("")               # and everything that was held back arrives at once
     back_ns = time.monotonic_ns()
     graph.spin(0.5)
@@ -145,9 +144,8 @@ def _stall_gate(graph: FaultGraph) -> Outcome:
     graph.drive()
     os.kill(graph.pid("gate"), signal.SIGSTOP)
     try:
-        graph.spin(LOST_S - 0.5)            # commands go on into its queues
-        graph.pad_held = False
-        graph.spin(0.5)
+        graph.spin(LOST_S - 0.6)            # commands go on into its queues
+        graph.let_go()
     finally:
         os.kill(graph.pid("gate"), signal.SIGCONT)
     began_ns, count = time.monotonic_ns(), len(graph.targets)

@@ -16,6 +16,7 @@ import numpy as np
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
 from sensor_msgs.msg import Joy
+from std_msgs.msg import Bool
 from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
@@ -149,6 +150,13 @@ class FaultGraph:
         self.client.spin_for(2 * PAD_PERIOD_S)      # a button counts once it was seen released
         self.pad_held = True
         self._prepared(lambda: self.client.wait_until(lambda: self.travelled_m() > 0.01, 10, "the arm to be driven"))
+
+    def let_go(self) -> None:
+        """The operator releases the dead-man; wait until everything that the device has sent is older than a command may be."""
+        self.pad_held = False
+        self._prepared(lambda: self.client.wait_for_message(
+            Bool, SOURCE + topics.TELEOP_DEADMAN, lambda message: not message.data, COMMAND_QOS, 10.0))
+        self.client.spin_for(self.contract.limits.command_timeout_s + SLACK_S)
 
     def hand_over(self) -> None:
         """The policy moves the arm."""
