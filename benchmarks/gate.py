@@ -109,7 +109,7 @@ class Cell:
         self.chunk = client.publisher(JointTrajectory, topics.ACTION_CHUNK, COMMAND_QOS)
         client.node.create_subscription(PoseStamped, contract.topics.target_pose, self._on_target, STATE_QOS)
         self.status = client.subscribe(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
-        client.wait_active("/gate")
+        client.wait_active("/gate", 60.0)
         client.wait_until(lambda: self.twist.get_subscription_count() and self.ee_pose.get_subscription_count()
                           and self.deadman.get_subscription_count() and len(self.status), 10, "the gate's endpoints")
 
@@ -274,7 +274,7 @@ def bench_stops(contract: Contract, directory: Path, count: int) -> None:
             cell = Cell(contract, client)
             stops = Stops(cell, rate_hz, port, np.random.default_rng(0))
             stops.listen()
-            client.wait_active("/console")
+            client.wait_active("/console", 90.0)
             for kind in ("service", "console"):
                 stops.trial(kind)       # connects the clients
             for kind in ("service", "console", "released dead-man", "silent operator"):
