@@ -9,10 +9,17 @@ from tqdm import tqdm
 class Metrics:
     """Writes `metrics.jsonl` and TensorBoard events under a run's directory, and drives a progress bar.
 
-    A resumed run cuts the lines of steps that it will do again.
+    A resumed run cuts the lines of steps that it will do again. quiet: no progress line. silent: write nothing at all, for
+    the further processes of a run.
     """
 
-    def __init__(self, directory: Path, *, total: int, start: int, label: str, quiet: bool = False):
+    def __init__(self, directory: Path, *, total: int, start: int, label: str, quiet: bool = False, silent: bool = False):
+        self._bar = tqdm(total=total, initial=start, desc=label, disable=quiet or silent, dynamic_ncols=True, mininterval=1.0)
+        self._stream = self._board = None
+        if not silent:
+            self._open(directory, start)
+
+    def _open(self, directory: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         directory.mkdir(parents=True, exist_ok=True)
@@ -21,9 +28,10 @@ class Metrics:
         self.path.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
         self._stream = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(directory / "tensorboard", purge_step=start + 1)
-        self._bar = tqdm(total=total, initial=start, desc=label, disable=quiet, dynamic_ncols=True, mininterval=1.0)
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        if self._stream is None:
+            return
         self._stream.write(json.dumps({"step": step, **values}) + "\n")
         self._stream.flush()
         for name, value in values.items():
@@ -36,8 +44,9 @@ class Metrics:
 
     def close(self) -> None:
         self._bar.close()
-        self._board.close()
-        self._stream.close()
+        if self._stream is not None:
+            self._board.close()
+            self._stream.close()
 
     def __enter__(self) -> "Metrics":
         return self

@@ -15,11 +15,12 @@ from rlco_policy.interface import VLAPolicy
 from rlco_policy.registry import create_policy
 from rlco_policy.statistics import Statistics
 from rlco_trainer.averaging import WeightAverage
-from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, sft_loss, slices
+from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, sft_loss
 from rlco_trainer.config import StageOneConfig, roots, save_config
 from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import load_datasets, load_proprioception, sample_cotraining
 from rlco_trainer.metrics import Metrics
+from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
 
 
@@ -27,7 +28,7 @@ class StageOne:
     """The state of a Stage I run: policy, optimizer, average, random streams, data. `train_stage1` drives it."""
 
     def __init__(self, config: StageOneConfig, contract: Contract):
-        self.config = config
+        self.config, self.peers = config, Peers.join(config.device)
         self.randomness = Randomness(config.seed)
         self.step, self.best, self.since_best = 0, math.inf, 0
         checkpoint = latest_run(config.out)
@@ -64,7 +65,7 @@ class StageOne:
         demos, _ = sample_cotraining(self.real, self.sim, config.alpha, config.batch_size, self.policy.spec.horizon,
                                      self.randomness.numpy)
         batch = sft_batch(self.policy, demos, self.randomness.torch, augment=True)
-        loss, grad_norm = sft_step(self.policy, self.optimizer, batch, config)
+        loss, grad_norm = sft_step(self.policy, self.optimizer, batch, config, self.peers)
         self.average.update()
         self.step += 1
         return {"sft/loss": loss, "sft/grad_norm": grad_norm, "lr": self.optimizer.param_groups[0]["lr"]}
@@ -76,17 +77,21 @@ class StageOne:
             self.since_best += 1
             if loss < self.best:
                 self.best, self.since_best = loss, 0
-                if self.config.patience:
+                if self.config.patience and self.peers.main:
                     self._save_policy(self.config.out / "best")
         return {"real/held_out_loss": loss}
 
     def save(self) -> None:
+        if not self.peers.main:
+            return
         extra = {"average": self.average.state(), "best": self.best, "since_best": self.since_best}
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage(), extra)
 
     def finish(self) -> Path:
         """Write the run's result, `out/policy`: the averaged weights, of the best step when the run may stop early."""
         out = self.config.out / "policy"
+        if not self.peers.main:
+            return out
         best = self.config.out / "best"
         if self.config.patience and best.is_dir():
             shutil.copytree(best, out, dirs_exist_ok=True)
@@ -121,11 +126,13 @@ def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet
     control = control or RunControl()
     torch.set_num_threads(config.threads)
     run = StageOne(config, load_contract(config.contract))
-    save_config(config, config.out)
+    if run.peers.main:
+        save_config(config, config.out)
     last = min(config.steps, run.step + stop_after) if stop_after else config.steps
     label = f"stage I {config.out.name}"
-    with Metrics(config.out, total=config.steps, start=run.step, label=label, quiet=quiet) as metrics:
-        while run.step < last and not run.out_of_patience and control.go_on(run.save):
+    with Metrics(config.out, total=config.steps, start=run.step, label=label, quiet=quiet,
+                 silent=not run.peers.main) as metrics:
+        while run.step < last and not run.out_of_patience and run.peers.agree(control.go_on(run.save)):
             row, shown = run.train_step(), {}
             if run.step % config.log_every == 0 or run.step == last:
                 shown = {"loss": row["sft/loss"]}
@@ -141,18 +148,20 @@ def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet
 
 
 def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatch,
-             config: StageOneConfig) -> tuple[float, float]:
-    """One optimizer step on one batch, in `micro_batches` parts that add up to the whole batch's gradient."""
+             config: StageOneConfig, peers: Peers = ALONE) -> tuple[float, float]:
+    """One optimizer step on one batch; micro-batches and processes add up to the whole batch's gradient."""
     optimizer.zero_grad(set_to_none=True)
     total = 0.0
-    for part in slices(len(batch), config.micro_batches):
+    for part in peers.parts(len(batch), config.micro_batches):
         share = (part.stop - part.start) / len(batch)
         with _autocast(config):
             loss = sft_loss(policy, batch.part(part)).loss * share
         loss.backward()
         total += float(loss.detach())
+    total = sum(peers.gather([total]))
     if not math.isfinite(total):
         raise TrainingError(f"the supervised loss became {total}; lower lr, or check the dataset for bad values")
+    peers.sum_gradients(policy.param_groups()["policy"])
     grad_norm = torch.nn.utils.clip_grad_norm_(policy.param_groups()["policy"], config.max_grad_norm)
     optimizer.step()
     return total, float(grad_norm)

@@ -17,6 +17,7 @@ from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import DemoSet, load_datasets
 from rlco_trainer.forgetting import BetaController, gradient_cosine
 from rlco_trainer.metrics import Metrics
+from rlco_trainer.peers import Peers
 from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
 from rlco_trainer.rollout import collate, open_pool, run_episodes
@@ -30,7 +31,7 @@ class StageTwo:
     """The state of a Stage II run: policy, optimizers, random streams, data. `train_stage2` drives it."""
 
     def __init__(self, config: StageTwoConfig, contract: Contract):
-        self.config, self.contract = config, contract
+        self.config, self.contract, self.peers = config, contract, Peers.join(config.device)
         self.randomness = Randomness(config.seed)
         self.step, self.initial_success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
         checkpoint = latest_run(config.out)
@@ -82,6 +83,8 @@ class StageTwo:
         self.step, self.initial_success, self.elapsed_s = state["step"], extra["initial_success"], extra["elapsed_s"]
 
     def save(self) -> None:
+        if not self.peers.main:
+            return
         extra = {"initial_success": self.initial_success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
                  "replay_updates": self.replay_updates}
@@ -89,16 +92,19 @@ class StageTwo:
 
     def measure(self, pool) -> float:
         """Deterministic success rate in the twin on seeds that are neither trained on nor evaluated on."""
-        episodes = run_episodes(self.policy, pool, list(SELECTION[: self.config.measure_episodes]))
-        return sum(episode.success for episode in episodes) / len(episodes)
+        episodes = run_episodes(self.policy, pool, self.peers.share(list(SELECTION[: self.config.measure_episodes])))
+        successes = self.peers.gather([episode.success for episode in episodes])
+        return sum(successes) / len(successes)
 
     def collect(self, pool) -> tuple[RlBatch, dict[str, float]]:
-        """One iteration's episodes, on seeds never seen before; its successes go to the replay."""
+        """One iteration's episodes, on seeds never seen before, each process its share; successes go to the replay."""
         config = self.config
         first = self.step * config.episodes + config.seed * 50_000_000
         seeds = list(RL[first : first + config.episodes])
         started = time.monotonic()
-        episodes = run_episodes(self.policy, pool, seeds, generator=self.randomness.torch, max_chunks=config.max_chunks)
+        generator = torch.Generator().manual_seed(hash((config.seed, self.step, self.peers.rank)) % 2**63)
+        episodes = self.peers.gather(run_episodes(self.policy, pool, self.peers.share(seeds), generator=generator,
+                                                  max_chunks=config.max_chunks))
         seconds = time.monotonic() - started
         if config.replay.updates:
             self.replay.add(episodes, self.policy.spec.horizon)
@@ -129,7 +135,8 @@ class StageTwo:
             cosine = {}
             if i == 0 and sft is not None and config.cosine_every and self.step % config.cosine_every == 0:
                 cosine = {"rl/sft_gradient_cosine": gradient_cosine(self.policy, rl, sft, config.ppo)}
-            row = update_step(self.policy, self.optimizer, rl, sft, config, beta=self.anchor.beta, critic_only=critic_only)
+            row = update_step(self.policy, self.optimizer, rl, sft, config, beta=self.anchor.beta,
+                              critic_only=critic_only, peers=self.peers)
             rows.append(row | cosine)
             far = far or row["rl/kl"] > config.ppo.target_kl
         acted = sum("rl/grad_norm" in row for row in rows)
@@ -147,7 +154,8 @@ class StageTwo:
                 group["lr"] = replay.lr * min(1.0, self.replay_updates / max(1, replay.warmup_updates))
             worked = self.replay.sample(self.policy, replay.batch_size, self.randomness.numpy, self.randomness.torch)
             real = self._real_batch() if self.anchor.beta else None
-            rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta))
+            rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta,
+                                    peers=self.peers))
         return {**means(rows), "replay/size": float(len(self.replay))}
 
     def _minibatches(self, rollout: RlBatch) -> Iterator[RlBatch]:
@@ -183,17 +191,19 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
     torch.set_num_threads(config.threads)
     contract = load_contract(config.contract)
     run = StageTwo(config, contract)
-    save_config(config, config.out)
+    if run.peers.main:
+        save_config(config, config.out)
     last = min(config.iterations, run.step + stop_after) if stop_after else config.iterations
     label = f"stage II {config.out.name}"
     with (open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
                     backend=config.backend) as pool,
-          Metrics(config.out, total=config.iterations, start=run.step, label=label, quiet=quiet) as metrics):
+          Metrics(config.out, total=config.iterations, start=run.step, label=label, quiet=quiet,
+                  silent=not run.peers.main) as metrics):
         if run.initial_success is None:
             run.initial_success = _require_initial_success(run, pool)
             metrics.log(0, {"twin/success": run.initial_success, **run.monitor()})
         stalled = 0
-        while run.step < last and not _out_of_time(run) and control.go_on(run.save):
+        while run.step < last and run.peers.agree(not _out_of_time(run) and control.go_on(run.save)):
             started = time.monotonic()
             run.policy.set_progress(run.step / config.iterations)
             rollout, row = run.collect(pool)
@@ -214,7 +224,8 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
                                     f"({row['rollout/success']:.0%} success): RL has nothing to learn from. "
                                     "Make the task's start states harder or easier, or train Stage I for longer")
         run.save()
-    return save_policy(run.policy, config.out / "policy", run.lineage)
+    out = config.out / "policy"
+    return save_policy(run.policy, out, run.lineage) if run.peers.main else out
 
 
 def _require_initial_success(run: StageTwo, pool) -> float:

@@ -7,8 +7,9 @@ import torch
 
 from rlco_common.errors import TrainingError
 from rlco_policy.interface import VLAPolicy
-from rlco_trainer.batches import SftBatch, sft_loss, slices
+from rlco_trainer.batches import SftBatch, sft_loss
 from rlco_trainer.config import StageTwoConfig
+from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.ppo import RlBatch, total_loss
 
 
@@ -24,11 +25,12 @@ def acting_weights(policy: VLAPolicy) -> list[torch.nn.Parameter]:
 
 
 def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch, sft: SftBatch | None,
-                config: StageTwoConfig, *, beta: float, critic_only: bool = False) -> dict[str, float]:
-    """One optimizer step on L_total (eq. 5); the micro-batches add up to the whole batch's gradient."""
+                config: StageTwoConfig, *, beta: float, critic_only: bool = False,
+                peers: Peers = ALONE) -> dict[str, float]:
+    """One optimizer step on L_total (eq. 5); micro-batches and processes add up to the whole batch's gradient."""
     optimizer.zero_grad(set_to_none=True)
-    rl_parts = slices(len(rl), config.micro_batches)
-    sft_parts = slices(len(sft), config.micro_batches) if sft is not None else []
+    rl_parts = peers.parts(len(rl), config.micro_batches)
+    sft_parts = peers.parts(len(sft), config.micro_batches) if sft is not None else []
     totals: dict[str, float] = {}
     for i in range(max(len(rl_parts), len(sft_parts))):
         rl_part = rl.part(rl_parts[i]) if i < len(rl_parts) else None
@@ -40,8 +42,10 @@ def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch
         loss.backward()
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value * (sft_share if name.startswith("sft/") else rl_share)
+    totals = peers.sum_values(totals)
     _require_finite(totals, config.out, {"rl": rl, "sft": sft})
     acting = acting_weights(policy)
+    peers.sum_gradients([*acting, *policy.param_groups()["value"]])
     torch.nn.utils.clip_grad_norm_(policy.param_groups()["value"], config.max_grad_norm)
     if critic_only:
         for parameter in acting:
@@ -53,18 +57,21 @@ def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch
 
 
 def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: SftBatch, real: SftBatch | None,
-                config: StageTwoConfig, *, beta: float) -> dict[str, float]:
-    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), in micro-batches like update_step."""
+                config: StageTwoConfig, *, beta: float, peers: Peers = ALONE) -> dict[str, float]:
+    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), split up as in update_step."""
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, float] = {}
     for name, weight, batch in (("replay/loss", 1.0, worked), ("replay/real_loss", beta, real)):
-        for part in slices(len(batch), config.micro_batches) if batch is not None else []:
+        for part in peers.parts(len(batch), config.micro_batches) if batch is not None else []:
             share = (part.stop - part.start) / len(batch)
             loss = sft_loss(policy, batch.part(part)).loss * share
             (weight * loss).backward()
             totals[name] = totals.get(name, 0.0) + float(loss.detach())
+    totals = peers.sum_values(totals)
     _require_finite(totals, config.out, {"replay": worked, "sft": real})
-    torch.nn.utils.clip_grad_norm_(acting_weights(policy), config.max_grad_norm)
+    acting = acting_weights(policy)
+    peers.sum_gradients(acting)
+    torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm)
     optimizer.step()
     return totals
 

@@ -1,0 +1,79 @@
+"""Data parallelism: the number of processes changes nothing but rounding."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from test_stage2_loss import make_policy, real_batch, synthetic_rollout
+from test_training import stage1_config, stage2_config
+
+from rlco_common.strict import to_mapping
+from rlco_policy.checkpoint import load_policy
+from rlco_trainer.config import StageTwoConfig
+from rlco_trainer.metrics import read_metrics
+from rlco_trainer.peers import Peers
+from rlco_trainer.stage1 import train_stage1
+from rlco_trainer.updates import acting_weights, replay_step, update_step
+
+
+def torchrun(processes: int, *arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                    *arguments], check=True, timeout=300, capture_output=True, text=True)
+
+
+def write(config, path):
+    path.write_text(yaml.safe_dump(to_mapping(config)))
+    return str(path)
+
+
+@pytest.mark.parametrize(("total", "size", "micro_batches"), [(10, 1, 3), (10, 2, 2), (7, 3, 2), (2, 3, 4)])
+def test_parts_cover_a_batch_once_over_all_processes(total, size, micro_batches):
+    parts = [part for rank in range(size) for part in Peers(rank, size).parts(total, micro_batches)]
+    assert [i for part in parts for i in range(part.start, part.stop)] == list(range(total))
+
+
+def test_stage1_on_two_processes_equals_one(tiny_datasets, tmp_path, contract):
+    one = stage1_config(tiny_datasets, tmp_path / "one", batch_size=7, ema=0.5)
+    two = stage1_config(tiny_datasets, tmp_path / "two", batch_size=7, ema=0.5)
+    train_stage1(one, quiet=True)
+    torchrun(2, "-m", "rlco_trainer.cli", "train", "stage1", write(two, tmp_path / "two.yaml"))
+    first, second = (load_policy(config.out / "policy", contract).state_dict() for config in (one, two))
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+    rows = [read_metrics(config.out / "metrics.jsonl") for config in (one, two)]
+    assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+
+
+def stage2_updates(peers: Peers) -> torch.Tensor:
+    """All weights after one PPO step and one replay step on fixed batches; SGD, as Adam would blow up rounding errors."""
+    policy = make_policy("compact_flow")
+    config = StageTwoConfig(out="x", start="y", real="r", beta=0.3, micro_batches=2)
+    update_step(policy, torch.optim.SGD(policy.parameters(), lr=0.1), synthetic_rollout(policy, 9), real_batch(policy, 5),
+                config, beta=config.beta, peers=peers)
+    replay_step(policy, torch.optim.SGD(acting_weights(policy), lr=0.1), real_batch(policy, 7), real_batch(policy, 5),
+                config, beta=config.beta, peers=peers)
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
+def test_stage2_updates_on_two_processes_equal_one(tmp_path):
+    torchrun(2, __file__, str(tmp_path))
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], torch.cat([parameter.flatten() for parameter in make_policy("compact_flow").parameters()]))
+    torch.testing.assert_close(found[0], stage2_updates(Peers()), rtol=1e-4, atol=1e-5)
+
+
+def test_stage2_on_two_processes_shares_the_episodes(tiny_datasets, untrained, tmp_path):
+    config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", iterations=1)
+    torchrun(2, "-m", "rlco_trainer.cli", "train", "stage2", write(config, tmp_path / "run.yaml"))
+    row = read_metrics(config.out / "metrics.jsonl")[-1]
+    assert row["rollout/steps"] == pytest.approx(config.episodes * row["rollout/episode_steps"])
+    assert json.loads((config.out / "policy" / "policy.json").read_text())["lineage"]["step"] == 1
+
+
+if __name__ == "__main__":
+    peers = Peers.join("cpu")
+    torch.save(stage2_updates(peers), f"{sys.argv[1]}/{peers.rank}.pt")
