@@ -19,12 +19,16 @@ POLICIES = ("compact_flow", "compact_token")
 BETA = 0.7
 
 
-@pytest.fixture(params=POLICIES)
-def policy(request):
+def make_policy(name: str):
     contract = load_contract()
     names = contract.proprioception_names
     statistics = Statistics.from_proprioception(names, np.random.default_rng(0).normal(size=(32, len(names))))
-    return create_policy(request.param, contract, statistics, seed=3)
+    return create_policy(name, contract, statistics, seed=3)
+
+
+@pytest.fixture(params=POLICIES)
+def policy(request):
+    return make_policy(request.param)
 
 
 def synthetic_demos(policy, size: int, seed: int = 0) -> DemoBatch:
