@@ -70,8 +70,10 @@ def graph_topics(contract: Contract) -> tuple[Topic, ...]:
               "state, source and counts of the gate, at every change and 5 times a second"),
         Topic(topics.DIAGNOSTICS, "diagnostic_msgs/msg/DiagnosticArray", "state", "every node", "console, any ROS tool",
               "health of every node, once a second"),
-        Topic(EVENT_TOPIC, "std_msgs/msg/String", "event", "bridge, recorder, gate", "all",
-              "JSON: what happens to the episode, see below"),
+        Topic(topics.EVALUATION_OVERLAY, "sensor_msgs/msg/Image", "camera", "evaluator", "any ROS tool",
+              "the wanted initial state over the live image, while the operator places the objects"),
+        Topic(EVENT_TOPIC, "std_msgs/msg/String", "event", "bridge, recorder, gate, evaluator", "all",
+              "JSON: what happens to the episode; its fields are under `Episode events` in docs/contract.md"),
         Topic(topics.SCENE, "std_msgs/msg/String", "state", "bridge", "scripted operator alone",
               "JSON: where everything in the simulated scene is; not recorded"),
     )
