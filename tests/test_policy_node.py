@@ -364,7 +364,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_it_runs(tmp_path, ros_doma
         pytest.skip("there is a GPU here")
     with Processes(tmp_path, ros_domain) as processes, RosClient("operator", ros_domain, processes.check) as client:
         child = processes.start_node(NODE, **({"checkpoint": str(checkpoint)} | parameters))
-        client.wait_until(lambda: complaint in child.tail(100), 20, f"'{complaint}' in the log")
+        client.wait_until(lambda: complaint in child.tail(100), 60, f"'{complaint}' in the log")
         assert not client.node.count_publishers(topics.ACTION_CHUNK)
 
 
