@@ -32,10 +32,11 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(real_demos=20, sim_demos=60, sft_steps=400, rl_overrides=(), trials=100, ros_trials=4),
+    "full": Scale(real_demos=20, sim_demos=40, sft_steps=300, rl_overrides=(), trials=100, ros_trials=4),
     "mini": Scale(real_demos=4, sim_demos=8, sft_steps=20, trials=4, ros_trials=1, rl_overrides=(
         "iterations=2", "episodes=8", "scenes=4", "measure_episodes=4", "measure_every=1", "min_initial_success=0",
-        "held_out=1", "critic_warmup=1", "sft_batch_size=16", "ppo.minibatch_size=16")),
+        "held_out=1", "critic_warmup=1", "sft_batch_size=16", "ppo.minibatch_size=16",
+        "replay.updates=2", "replay.min_size=16")),
 }
 
 
@@ -122,7 +123,7 @@ class _Demo:
     def stage2(self) -> str:
         process = self._start_rlco("train", "stage2", "push_cube_stage2", f"out={self.out / 'rl_co'}",
                                    f"start={self.out / 'sft_cotraining' / 'policy'}", f"real={self.out / 'datasets' / 'real'}",
-                                   *self.scale.rl_overrides)
+                                   f"replay.demos={self.out / 'datasets' / 'sim'}", *self.scale.rl_overrides)
         if process.wait() != 0:
             raise TrainingError("Stage II failed; see the message above")
         return "rl_co"
