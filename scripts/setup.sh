@@ -14,7 +14,7 @@ die() { printf '\033[1;31m[setup] error:\033[0m %s\n' "$*" >&2; exit 1; }
 # What the installation depends on: requirements, this script, and every file that colcon installs.
 fingerprint() {
     { cat requirements.txt requirements-ros.txt scripts/setup.sh ros2_ws/src/*/setup.py ros2_ws/src/*/package.xml
-      find ros2_ws/src/*/config ros2_ws/src/*/launch ros2_ws/src/*/templates -type f 2>/dev/null | sort
+      find ros2_ws/src/*/config ros2_ws/src/*/launch ros2_ws/src/*/layouts ros2_ws/src/*/templates -type f 2>/dev/null | sort
       echo "${ROS_DISTRO:-wheels} $root"; } | sha256sum | cut -d' ' -f1
 }
 

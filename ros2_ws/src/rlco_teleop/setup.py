@@ -14,6 +14,7 @@ setup(
         (f"share/{package_name}", ["package.xml"]),
         (f"share/{package_name}/config", glob("config/*.yaml")),
         (f"share/{package_name}/launch", glob("launch/*.launch.xml")),
+        (f"share/{package_name}/layouts", glob("layouts/*")),
     ],
     install_requires=["setuptools"],
     zip_safe=False,
