@@ -31,6 +31,10 @@ class TrialRecord:
     contract_hash: str
     over_ros: bool = False
     variation: str = ""         # what the episode varies beside its seed, e.g. "objects=unseen"; empty: nothing
+    checkpoint_digest: str = ""     # of its policy.json, 16 hex digits; empty: a policy server's, or not noted
+    state: str = ""             # hash of the photograph that showed the initial state; empty: the seed determines it
+    bag: str = ""               # directory of the recorded episode, and its video, as paths from the records' directory
+    video: str = ""
     extra: dict[str, float] = field(default_factory=dict)
 
 
@@ -88,6 +92,13 @@ def mcnemar(a: Iterable[TrialRecord], b: Iterable[TrialRecord]) -> tuple[int, in
     n = only_a + only_b
     tail = sum(math.comb(n, i) for i in range(min(only_a, only_b) + 1)) / 2**n
     return only_a, only_b, min(1.0, 2 * tail)
+
+
+def on_common_seeds(a: Iterable[TrialRecord], b: Iterable[TrialRecord]) -> tuple[list[TrialRecord], list[TrialRecord]]:
+    """The trials of both for which the other one has a partner, for mcnemar."""
+    a, b = list(a), list(b)
+    common = {record.seed for record in a} & {record.seed for record in b}
+    return [record for record in a if record.seed in common], [record for record in b if record.seed in common]
 
 
 def append_records(path: Path, records: Iterable[TrialRecord]) -> None:

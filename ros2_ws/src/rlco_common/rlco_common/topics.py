@@ -9,6 +9,7 @@ PLANNED_TARGET = "/planned/target_pose"     # of a planned move, for the gate al
 PLANNED_GRIPPER = "/planned/gripper"
 GATE_STATUS = "/gate/status"
 DIAGNOSTICS = "/diagnostics"
+EVALUATION_OVERLAY = "/evaluation/overlay"     # the wanted initial state over the live camera image, for the operator
 SCENE = "/sim/scene"          # privileged state, for the scripted operator alone
 
 GATE_STOP = "/gate/stop"

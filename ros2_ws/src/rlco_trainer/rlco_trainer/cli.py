@@ -6,9 +6,9 @@ import signal
 import sys
 
 from rlco_common.errors import RlcoError
-from rlco_trainer.commands import data, demo, doctor, export, fault, run, serve, shadow, train, twin, up
+from rlco_trainer.commands import data, demo, doctor, export, fault, report, run, serve, shadow, train, twin, up
 
-GROUPS = (doctor, demo, data, twin, train, run, serve, shadow, up, fault, export)
+GROUPS = (doctor, demo, data, twin, train, run, report, serve, shadow, up, fault, export)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,9 +3,9 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -23,7 +23,9 @@ from rlco_common.seeds import REAL_DEMOS
 from rlco_policy.opening import SCHEMES
 from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_teleop.bags import find_episodes, read_episode_metadata
+from rlco_trainer.protocol import Planned
 
+POLICY_MODULE = "rlco_policy.nodes.policy_node"
 START_TIMEOUT_S = 120.0     # the first scene of a process compiles its shaders
 MIN_SUCCESS_SHARE = 0.5     # an operator that fails more often than this is broken; do not go on for ever
 
@@ -78,14 +80,20 @@ class Session:
 @contextmanager
 def open_session(contract: Contract, out: Path, *, task: str, domain: str, lockstep: bool, operator: str,
                  driver: Callable[[Processes], str], variation: Variation = NOMINAL,
-                 contract_source: str = "panda_tabletop") -> Iterator[Session]:
+                 contract_source: str = "panda_tabletop", watch: Callable[[], None] | None = None) -> Iterator[Session]:
     """Start the graph, wait until every node is active, and stop it at the end.
 
-    driver: starts the node that drives the arm and returns its name. Bags go to `out`, logs to `out/logs`.
+    driver: starts the node that drives the arm and returns its name. Bags go to `out`, logs to `out/logs`. watch: called
+    while waiting, may raise to end the session.
     """
+    def check() -> None:
+        processes.check()
+        if watch is not None:
+            watch()
+
     domain_id = int(os.environ.get("ROS_DOMAIN_ID", 1 + os.getpid() % 90))
     common = {"contract": contract_source, "use_sim_time": lockstep}
-    with Processes(out / "logs", domain_id) as processes, RosClient("session", domain_id, processes.check) as client:
+    with Processes(out / "logs", domain_id) as processes, RosClient("session", domain_id, check) as client:
         processes.start_node("rlco_sim_bridge.nodes.bridge_node", task=task, domain=domain, lockstep=lockstep,
                              variation=variation.text(), **common)
         processes.start_node("rlco_teleop.nodes.gate_node", lockstep=lockstep, **common)
@@ -141,29 +149,74 @@ def deploy_episodes(contract: Contract, checkpoint: Path | str, out: Path, *, ta
 
     checkpoint: a directory, or the address of a policy server (ws://). asynchronous: real time only, see the policy node.
     """
-    seeds, trials = list(seeds), []
-    source = str(checkpoint) if str(checkpoint).startswith(SCHEMES) else str(Path(checkpoint).absolute())
+    trials = []
+
+    def finish(planned: Planned, trial: TrialRecord) -> None:
+        trials.append(replace(trial, bag=os.path.relpath(trial.bag, out)))
+        append_records(out / "trials.jsonl", trials[-1:])
+
+    run_simulated_trials(contract, {name: str(checkpoint)}, [Planned(name, seed) for seed in seeds], out, finish, task=task,
+                         domain=domain, variation=variation, lockstep=lockstep, asynchronous=asynchronous, quiet=quiet)
+    return trials
+
+
+def run_simulated_trials(contract: Contract, checkpoints: Mapping[str, str], plan: Sequence[Planned], out: Path,
+                         finish: Callable[[Planned, TrialRecord], None], *, task: str, domain: str,
+                         variation: Variation = NOMINAL, lockstep: bool = False, asynchronous: bool = True, blind: bool = False,
+                         device: str = "cpu", contract_source: str = "panda_tabletop", quiet: bool = False,
+                         watch: Callable[[], None] | None = None) -> None:
+    """Run the planned trials over ROS, through the gate, each recorded; `finish` is called after each one.
+
+    checkpoints: arm -> directory or address of a policy server. blind: nothing that is shown or recorded names an arm.
+    The trials' `bag` is the recorded episode's directory.
+    """
+    seat = PolicySeat(lockstep=lockstep, asynchronous=asynchronous, device=device, contract_source=contract_source)
+    who = "trials" if blind else " and ".join(checkpoints)
 
     def driver(processes: Processes) -> str:
-        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=source, lockstep=lockstep, use_sim_time=lockstep,
-                             asynchronous=asynchronous)
+        return seat.open(processes, checkpoints[plan[0].arm])
+
+    with (open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator="policy", driver=driver,
+                       variation=variation, contract_source=contract_source, watch=watch) as session,
+          tqdm(total=len(plan), desc=f"deploy {who} on {domain}", disable=quiet, dynamic_ncols=True) as bar):
+        client = session.client
+        for planned in plan:
+            seat.take(client, checkpoints[planned.arm])
+            client.set_parameters("/recorder", operator="policy" if blind else planned.arm)
+            session.reset(planned.seed)
+            outcome = session.run(lambda: enable_policy(client), lambda: client.set_bool(topics.GATE_ENABLE_POLICY, False))
+            bag = client.must_trigger(topics.RECORDER_SUCCESS if outcome["success"] else topics.RECORDER_FAIL)
+            finish(planned, TrialRecord(
+                policy=planned.arm, task=task, domain=domain, seed=planned.seed,
+                instruction=read_episode_metadata(bag).instruction, success=outcome["success"], failure=outcome["failure"],
+                steps=outcome["steps"], checkpoint=checkpoints[planned.arm], contract_hash=contract.hash, over_ros=True,
+                variation=variation.text(), bag=bag))
+            bar.update()
+
+
+class PolicySeat:
+    """The place of the policy node in a graph: one policy at a time, each in a process of its own."""
+
+    def __init__(self, *, lockstep: bool = False, asynchronous: bool = True, device: str = "cpu",
+                 contract_source: str = "panda_tabletop"):
+        self._parameters = {"lockstep": lockstep, "use_sim_time": lockstep, "asynchronous": asynchronous, "device": device,
+                            "contract": contract_source}
+        self._processes: Processes | None = None
+        self._checkpoint = ""
+
+    def open(self, processes: Processes, checkpoint: str) -> str:
+        """Start the node with a first checkpoint; returns its name. Waiting until it is active is the caller's."""
+        self._processes, self._checkpoint = processes, checkpoint
+        source = checkpoint if checkpoint.startswith(SCHEMES) else str(Path(checkpoint).absolute())
+        processes.start_node(POLICY_MODULE, checkpoint=source, **self._parameters)
         return "/policy"
 
-    with open_session(contract, out, task=task, domain=domain, lockstep=lockstep, operator=name, driver=driver,
-                      variation=variation) as session:
-        client = session.client
-        for seed in tqdm(seeds, desc=f"deploy {name} on {domain}", disable=quiet, dynamic_ncols=True):
-            session.reset(seed)
-            outcome = session.run(lambda: _must(client.set_bool(topics.GATE_ENABLE_POLICY, True)),
-                                  lambda: client.set_bool(topics.GATE_ENABLE_POLICY, False))
-            bag = Path(client.must_trigger(topics.RECORDER_SUCCESS if outcome["success"] else topics.RECORDER_FAIL))
-            trials.append(TrialRecord(
-                policy=name, task=task, domain=domain, seed=seed, instruction=read_episode_metadata(bag).instruction,
-                success=outcome["success"], failure=outcome["failure"], steps=outcome["steps"], checkpoint=str(checkpoint),
-                contract_hash=contract.hash, over_ros=True, variation=variation.text(),
-            ))
-            append_records(out / "trials.jsonl", trials[-1:])
-    return trials
+    def take(self, client: RosClient, checkpoint: str) -> None:
+        """Let the node run `checkpoint`, and wait until it is active."""
+        if checkpoint == self._checkpoint:
+            return
+        self._processes.stop(POLICY_MODULE.rpartition(".")[2])
+        client.wait_active(self.open(self._processes, checkpoint), START_TIMEOUT_S)
 
 
 def _over(message: String, max_steps: int) -> bool:
@@ -175,6 +228,8 @@ def _latched(message: DiagnosticArray) -> bool:
     return message.status[0].message in ("FAULT", "STOPPED")
 
 
-def _must(answer: tuple[bool, str]) -> None:
-    if not answer[0]:
-        raise RlcoError(f"{topics.GATE_ENABLE_POLICY} refused: {answer[1]}")
+def enable_policy(client: RosClient) -> None:
+    """Hand the arm to the policy. Raises RlcoError with the gate's reason when it refuses."""
+    accepted, reason = client.set_bool(topics.GATE_ENABLE_POLICY, True)
+    if not accepted:
+        raise RlcoError(f"{topics.GATE_ENABLE_POLICY} refused: {reason}")

@@ -12,18 +12,14 @@ def add(commands) -> None:
 
 def _eval(commands) -> None:
     def run(options):
-        from rlco_common.contract import load_contract
-        from rlco_common.records import success_rate
-        from rlco_common.seeds import EVALUATION
-        from rlco_trainer.evaluation import evaluate
+        if options.source.suffix in (".yaml", ".yml"):
+            return _eval_protocol(options.source)
+        return _eval_checkpoint(options)
 
-        trials = evaluate(options.checkpoint, options.name or options.checkpoint.parent.name, load_contract(options.contract),
-                          task=options.task, domain=options.domain, seeds=EVALUATION[: options.trials],
-                          records=options.records, variation=chosen_variation(options), workers=options.workers)
-        print(f"{options.domain}: success {success_rate(trials)}; records in {options.records}")
-
-    parser = command(commands, "eval", run, "evaluate a checkpoint in-process on paired initial states")
-    parser.add_argument("checkpoint", type=Path, help="policy directory, for example runs/demo/rl_co/policy")
+    parser = command(commands, "eval", run, "evaluate policies on paired initial states: by a protocol file, or in short form")
+    parser.add_argument("source", type=Path, metavar="PROTOCOL.yaml|CHECKPOINT",
+                        help="protocol file: twin, stand-in or real table, in-process or over ROS. Or the short form: a policy "
+                        "directory such as runs/demo/rl_co/policy, in-process, to which alone the options belong")
     parser.add_argument("--task", default="push_cube")
     parser.add_argument("--domain", default="standin", help="twin, standin, or a domain YAML")
     variation_option(parser)
@@ -32,6 +28,28 @@ def _eval(commands) -> None:
     parser.add_argument("--name", default="", help="name of this arm in the records; default: the run's directory")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     contract_option(parser)
+
+
+def _eval_protocol(path: Path) -> None:
+    from rlco_trainer.evaluation import RECORDS, run_protocol
+    from rlco_trainer.protocol import load_protocol
+    from rlco_trainer.report import trials_text
+
+    protocol = load_protocol(path)
+    trials = run_protocol(protocol)
+    print(f"{trials_text(trials)}\nrecords in {protocol.out / RECORDS}; a page: rlco report {protocol.out}")
+
+
+def _eval_checkpoint(options) -> None:
+    from rlco_common.contract import load_contract
+    from rlco_common.records import success_rate
+    from rlco_common.seeds import EVALUATION
+    from rlco_trainer.evaluation import evaluate
+
+    trials = evaluate(options.source, options.name or options.source.parent.name, load_contract(options.contract),
+                      task=options.task, domain=options.domain, seeds=EVALUATION[: options.trials],
+                      records=options.records, variation=chosen_variation(options), workers=options.workers)
+    print(f"{options.domain}: success {success_rate(trials)}; records in {options.records}")
 
 
 def _deploy(commands) -> None:
