@@ -27,7 +27,8 @@ from rlco_trainer.cli import main
 from rlco_trainer.commands.up import shipped
 
 COMMAND = [sys.executable, "-m", "rlco_trainer.cli", "up"]
-REQUIRED = {"deploy": {"checkpoint": "nowhere"}, "train": {"config": "nothing"}}        # arguments without a default
+REQUIRED = {"deploy": {"checkpoint": "nowhere"}, "train": {"config": "nothing"},
+            "evaluate": {"protocol": "nothing"}}        # arguments without a default
 USUAL = {"namespace", "use_sim_time", "params_file", "log_level", "autostart"}
 
 
@@ -266,11 +267,13 @@ def test_every_parameter_of_the_shipped_files_reaches_its_node(tmp_path, ros_dom
         "camera": {"source": "/dev/video3", "width": "640", "camera_rate_hz": "30", "fourcc": "MJPG", "loop": "false"},
         "cell": {"kind": "trajectory", "gripper": "forward", "interpolate_hz": "100", "camera_rate_hz": "15", "rate_hz": "40",
                  "task": "push_cube", "clear_height_m": "0.15"},
+        "evaluate": {"protocol": "mine.yaml", "use_sim_time": "true"},
         "train": {"config": "push_cube_stage2", "stage": "2", "overrides": "['seed=1', 'iterations=3']"},
     }
     graph = {"twin": ["sim"], "teleop": ["gate", "teleop"], "record": ["recorder"],
              "console": ["gate", "recorder", "console"], "deploy": ["gate", "policy", "recorder"],
-             "camera": ["camera"], "cell": ["gate", "arm_adapter", "camera", "start"], "train": ["trainer"]}
+             "camera": ["camera"], "cell": ["gate", "arm_adapter", "camera", "start"], "train": ["trainer"],
+             "evaluate": ["evaluator"]}
     assert set(graph) == set(shipped()), "a new launch file has to be tried here, too"
     with Processes(tmp_path / "logs", ros_domain) as processes, RosClient("reader", ros_domain, processes.check) as client:
         wanted = {}

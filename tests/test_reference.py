@@ -17,7 +17,8 @@ from rlco_trainer.reference.topics import topics_page
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 REMEDY = "run python -m rlco_trainer.reference docs"
-REQUIRED = {"deploy": {"checkpoint": "nowhere"}, "train": {"config": "nothing"}}
+REQUIRED = {"deploy": {"checkpoint": "nowhere"}, "train": {"config": "nothing"},
+            "evaluate": {"protocol": "nothing"}}
 
 
 def written(name: str) -> str:

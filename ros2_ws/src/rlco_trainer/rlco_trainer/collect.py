@@ -10,7 +10,7 @@ from rlco_common.contract import Contract
 from rlco_common.errors import DataError
 from rlco_common.records import TrialRecord, read_records
 from rlco_trainer.film import film_of_bag, first_picture
-from rlco_trainer.lineage import regime_of, run_directories, trace
+from rlco_trainer.lineage import CHANGED, regime_of, run_directories, trace, trial_links
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.protocol import load_protocol
 from rlco_trainer.report import ReportInput, label
@@ -33,9 +33,9 @@ def collect(sources: list[Path], contract: Contract, title: str) -> ReportInput:
     known = set(map(str, (Path(path).parent for path, _ in checkpoints.values())))
     checkpoints |= {name: (str(run / "policy"), "") for name, run in runs.items()
                     if str(run) not in known and (run / "policy").is_dir()}
-    lineage = trace(checkpoints)
+    lineage = [*trace(checkpoints), *trial_links(trials)]
     notes = [f"{link.kind} {link.name} is not what was used: its hash has changed since." for link in lineage
-             if link.state == "changed since"]
+             if link.state == CHANGED]
     films, left_out = films_of(files, contract)
     if left_out:
         notes.append(f"{left_out} more recorded trials are not shown as films.")

@@ -7,25 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlco_common.errors import DataError
+from rlco_common.records import TrialRecord
 from rlco_policy.checkpoint import read_description
 from rlco_policy.opening import SCHEMES
 from rlco_trainer.dataset.reader import read_sidecar
 from rlco_trainer.dataset.schema import SIDECAR
 
-MOST_BAGS = 6       # a page names so many of a dataset's bags and counts the rest
-INTACT, CHANGED, ABSENT = "intact", "changed since", "not here"
+MOST_BAGS = 4       # a page names so many of a dataset's bags and counts the rest
+SAME, CHANGED, ABSENT, THERE = "as used", "changed since", "not here", "there"
 
 
 @dataclass(frozen=True)
 class Link:
-    """One link of bag -> dataset -> checkpoint -> trials. detail: what it was made from and how. state: INTACT, CHANGED (it
-    is not what was used) or ABSENT; command: what makes it again, empty when it does not tell."""
+    """One link of bag -> dataset -> checkpoint -> trials. detail: what it was made from and how. state: SAME (its noted hash
+    is the one that was used), CHANGED (it is another one), ABSENT, or THERE (no hash was compared). command: what makes it
+    again, empty when it does not tell."""
 
     kind: str
     name: str
     digest: str
     detail: str
-    state: str = INTACT
+    state: str = SAME
     command: str = ""
 
 
@@ -38,6 +40,16 @@ def trace(checkpoints: Mapping[str, tuple[str, str]]) -> list[Link]:
     for name, (path, digest) in checkpoints.items():
         _trace_checkpoint(name, path, digest, links)
     return list(links.values())
+
+
+def trial_links(trials: Iterable[TrialRecord]) -> list[Link]:
+    """The last links: every policy's trials and the checkpoint that they were made with."""
+    groups: dict[tuple[str, str, str], int] = {}
+    for trial in trials:
+        key = (trial.policy, trial.checkpoint, trial.checkpoint_digest)
+        groups[key] = groups.get(key, 0) + 1
+    return [Link("trials", name, "", f"{count} trials of checkpoint {digest or checkpoint}", "")
+            for (name, checkpoint, digest), count in groups.items()]
 
 
 def run_directories(checkpoints: Mapping[str, str]) -> dict[str, Path]:
@@ -53,11 +65,6 @@ def run_directories(checkpoints: Mapping[str, str]) -> dict[str, Path]:
         if (Path(path).parent / "metrics.jsonl").is_file():
             runs[name] = Path(path).parent
     return runs
-
-
-def stage_of(path: str) -> int:
-    """The training stage that made a checkpoint; 0 when it does not tell."""
-    return int((_description(path) or {}).get("lineage", {}).get("stage", 0))
 
 
 def regime_of(path: str) -> str:
@@ -94,7 +101,7 @@ def _trace_checkpoint(name: str, path: str, digest: str, links: dict) -> None:
     made = f"Stage {lineage['stage']}" if "stage" in lineage else "no training noted"
     same = description["digest"].startswith(digest) if digest else True
     links[key] = Link("checkpoint", name, description["digest"][:16],
-                      "; ".join([f"{description['policy']}, {made}", *sources, *settings]), INTACT if same else CHANGED,
+                      "; ".join([f"{description['policy']}, {made}", *sources, *settings]), SAME if same else CHANGED,
                       _training_command(Path(path).parent, lineage.get("stage")))
 
 
@@ -108,16 +115,22 @@ def _trace_dataset(path: str, content: str, links: dict) -> None:
     sidecar = read_sidecar(Path(path))
     lineage = sidecar["lineage"]
     bags = lineage.get("bags", {})
-    for bag, digest in list(bags.items())[:MOST_BAGS]:
-        links.setdefault(("bag", bag), Link("bag", bag, digest, f"in {Path(path).name}"))
-    if len(bags) > MOST_BAGS:
-        links[("bag", f"rest of {path}")] = Link("bag", f"and {len(bags) - MOST_BAGS} more", "", f"in {Path(path).name}")
+    if bags:
+        links[("bags", str(path))] = _bags_link(Path(path), bags, lineage.get("bag_paths", {}))
     episodes = len(sidecar["episodes"])
     made = f"from {len(bags)} bags" if bags else ", ".join(f"{key} {value}" for key, value in lineage.items()
                                                           if key != "contract_hash" and value != "")
-    state = INTACT if sidecar["content_hash"] == content else CHANGED
+    state = SAME if sidecar["content_hash"] == content else CHANGED
     links[key] = Link("dataset", str(path), sidecar["content_hash"], f"{episodes} episodes, {made}", state,
                       _dataset_command(Path(path), lineage, episodes))
+
+
+def _bags_link(dataset: Path, bags: dict[str, str], paths: dict[str, str]) -> Link:
+    named = [f"{bag} {digest}" for bag, digest in list(bags.items())[:MOST_BAGS]]
+    rest = [f"and {len(bags) - MOST_BAGS} more in {dataset / SIDECAR}"] if len(bags) > MOST_BAGS else []
+    there = sum((dataset.parent / relative).is_dir() for relative in paths.values())
+    state = THERE if there == len(bags) else f"{there} of {len(bags)} there" if paths else ""
+    return Link("bags", f"{len(bags)} of {dataset.name}", "", "; ".join(named + rest), state)
 
 
 def _datasets(lineage: dict) -> Iterable[tuple[str, str, str]]:

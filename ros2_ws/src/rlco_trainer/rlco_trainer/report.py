@@ -30,6 +30,10 @@ class Condition(NamedTuple):
         name = DOMAINS.get(self.domain, self.domain)
         return f"{name}, over ROS" if self.over_ros and self.domain != "real" else name
 
+    @property
+    def title(self) -> str:
+        return str(self)[:1].upper() + str(self)[1:]
+
 
 @dataclass(frozen=True)
 class ReportInput:

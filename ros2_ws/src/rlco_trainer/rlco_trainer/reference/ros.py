@@ -27,6 +27,7 @@ PROGRAMS = (
     ("rlco_teleop", "start_node", ""),
     ("rlco_policy", "policy_node", ""),
     ("rlco_trainer", "trainer_node", ""),
+    ("rlco_trainer", "evaluator_node", ""),
 )
 _NOT_OURS = ("use_sim_time", "start_type_description_service")       # rclpy declares them on every node
 _LIMITS = {float: (-math.inf, math.inf), int: (-(2**63), 2**63 - 1)}
