@@ -167,7 +167,7 @@ def test_with_replay_and_control_a_resumed_run_equals_an_uninterrupted_one(tiny_
     monkeypatch.setattr("rlco_trainer.stage2.run_episodes", some_succeed)
     start = untrained["compact_flow"]
     settings = {"replay": ReplayConfig(updates=2, batch_size=8, min_size=1), "beta_control": BetaControl(low=0.5, high=0.6),
-                "cosine_every": 1, "critic_warmup": 0}
+                "cosine_every": 1, "critic_warmup": 0, "ema": 0.9}
     whole = train_stage2(stage2_config(tiny_datasets, start, tmp_path / "whole", **settings), quiet=True)
     config = stage2_config(tiny_datasets, start, tmp_path / "cut", **settings)
     train_stage2(config, stop_after=2, quiet=True)

@@ -130,8 +130,9 @@ class StageTwoConfig:
     0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step, whatever the number of micro-batches.
     episodes: complete episodes per iteration, spread over `scenes` twins; those run in `workers` processes, or with
     backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded after this many chunks ends as
-    it is, 0 = at the task's max_steps; measured success always has all of them. held_out: as in Stage I. cosine_every: how
-    often (in iterations) the cosine between the RL and the real gradient is measured, 0 = never.
+    it is, 0 = at the task's max_steps; measured success always has all of them. held_out, ema: as in Stage I; rollouts are
+    made with the weights themselves, what is measured and yielded is the average. cosine_every: how often (in iterations)
+    the cosine between the RL and the real gradient is measured, 0 = never.
     """
 
     out: Path
@@ -159,6 +160,7 @@ class StageTwoConfig:
     critic_warmup: int = 2
     ppo: PpoConfig = field(default_factory=PpoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    ema: float = 0.0
     held_out: int = -1
     cosine_every: int = 0
     measure_episodes: int = 64
@@ -173,6 +175,8 @@ class StageTwoConfig:
     def __post_init__(self):
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.beta > 0 and not self.real:
             raise ValueError("beta > 0 needs the real dataset: give real=DATASET, or beta=0 for RL alone")
         if min(self.iterations, self.episodes, self.scenes, self.micro_batches, self.sft_batch_size) < 1:

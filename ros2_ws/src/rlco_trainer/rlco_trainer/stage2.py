@@ -11,6 +11,7 @@ from rlco_common.contract import Contract, load_contract
 from rlco_common.errors import TrainingError
 from rlco_common.seeds import RL, SELECTION
 from rlco_policy.checkpoint import load_policy, read_description, save_policy
+from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, slices
 from rlco_trainer.config import StageTwoConfig, roots, save_config
 from rlco_trainer.control import RunControl
@@ -45,6 +46,7 @@ class StageTwo:
         self.replay = SuccessReplay(config.replay.capacity)
         self.replay_optimizer = torch.optim.AdamW(acting_weights(self.policy), lr=config.replay.lr,
                                                   weight_decay=config.weight_decay)
+        self.average = WeightAverage(self.policy, config.ema)
         self.anchor = BetaController(config.beta, config.beta_control)
         self.real: DemoSet | None = None
         self.held_out: DemoSet | None = None
@@ -80,6 +82,7 @@ class StageTwo:
         self.replay_updates = extra["replay_updates"]
         self.replay.restore(extra["replay"])
         self.anchor.restore(extra["anchor"])
+        self.average.restore(extra["average"])
         self.step, self.initial_success, self.elapsed_s = state["step"], extra["initial_success"], extra["elapsed_s"]
 
     def save(self) -> None:
@@ -87,12 +90,21 @@ class StageTwo:
             return
         extra = {"initial_success": self.initial_success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
-                 "replay_updates": self.replay_updates}
+                 "replay_updates": self.replay_updates, "average": self.average.state()}
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage, extra)
+
+    def finish(self) -> Path:
+        """Write the run's result, `out/policy`: the averaged weights."""
+        out = self.config.out / "policy"
+        if not self.peers.main:
+            return out
+        with self.average.applied():
+            return save_policy(self.policy, out, self.lineage)
 
     def measure(self, pool) -> float:
         """Deterministic success rate in the twin on seeds that are neither trained on nor evaluated on."""
-        episodes = run_episodes(self.policy, pool, self.peers.share(list(SELECTION[: self.config.measure_episodes])))
+        with self.average.applied():
+            episodes = run_episodes(self.policy, pool, self.peers.share(list(SELECTION[: self.config.measure_episodes])))
         successes = self.peers.gather([episode.success for episode in episodes])
         return sum(successes) / len(successes)
 
@@ -137,6 +149,7 @@ class StageTwo:
                 cosine = {"rl/sft_gradient_cosine": gradient_cosine(self.policy, rl, sft, config.ppo)}
             row = update_step(self.policy, self.optimizer, rl, sft, config, beta=self.anchor.beta,
                               critic_only=critic_only, peers=self.peers)
+            self.average.update()
             rows.append(row | cosine)
             far = far or row["rl/kl"] > config.ppo.target_kl
         acted = sum("rl/grad_norm" in row for row in rows)
@@ -156,6 +169,7 @@ class StageTwo:
             real = self._real_batch() if self.anchor.beta else None
             rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta,
                                     peers=self.peers))
+            self.average.update()
         return {**means(rows), "replay/size": float(len(self.replay))}
 
     def _minibatches(self, rollout: RlBatch) -> Iterator[RlBatch]:
@@ -172,7 +186,8 @@ class StageTwo:
         """The forgetting monitor: supervised loss on held-out real demonstrations, and the beta that follows it."""
         if self.held_out is None:
             return {}
-        loss = held_out_loss(self.policy, self.held_out)
+        with self.average.applied():
+            loss = held_out_loss(self.policy, self.held_out)
         self.anchor.observe(loss)
         return {"real/held_out_loss": loss, "real/beta": self.anchor.beta}
 
@@ -224,8 +239,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
                                     f"({row['rollout/success']:.0%} success): RL has nothing to learn from. "
                                     "Make the task's start states harder or easier, or train Stage I for longer")
         run.save()
-    out = config.out / "policy"
-    return save_policy(run.policy, out, run.lineage) if run.peers.main else out
+    return run.finish()
 
 
 def _require_initial_success(run: StageTwo, pool) -> float:
