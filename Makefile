@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-.PHONY: help setup doctor demo test lint bench-sim bench-recorder bench-gate bench-policy clean
+.PHONY: help setup doctor demo test lint docs bench-sim bench-recorder bench-gate bench-policy clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,9 @@ test: setup ## all tests
 
 lint: setup ## style, import rules, package manifests
 	@$(PYTHON) -m ruff check . && $(PYTHON) scripts/check_layers.py
+
+docs: setup ## write the generated reference pages again
+	@$(PYTHON) -m rlco_trainer.contract_page > docs/contract.md && $(RUN) $(PYTHON) -m rlco_trainer.reference docs
 
 bench-sim: setup ## stock ManiSkill and our twins side by side: control steps per second, memory
 	@$(RUN) $(PYTHON) benchmarks/sim.py
