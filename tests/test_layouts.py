@@ -13,7 +13,8 @@ from rlco_common.ros import message_class
 from rlco_common.topic_table import graph_topics
 
 LAYOUTS = Path(__file__).resolve().parent.parent / "ros2_ws" / "src" / "rlco_teleop" / "layouts"
-RVIZ_TYPES = {"rviz_default_plugins/Pose": "geometry_msgs/msg/PoseStamped", "rviz_default_plugins/Image": "sensor_msgs/msg/Image"}
+RVIZ_TYPES = {"rviz_default_plugins/Pose": "geometry_msgs/msg/PoseStamped",
+              "rviz_default_plugins/Image": "sensor_msgs/msg/Image"}
 FOXGLOVE_3D = {"geometry_msgs/msg/PoseStamped", "sensor_msgs/msg/CameraInfo"}
 RELIABLE = {"camera", "state", "command", "event"}       # every QoS of the table
 
@@ -87,7 +88,8 @@ def test_every_message_path_leads_to_a_value(path, topics):
 
 def test_foxglove_shows_camera_frames_targets_gate_events_and_health(topics):
     text = (LAYOUTS / "rlco.foxglove.json").read_text()
-    for name in ("/front_camera/image_raw", "/arm/ee_pose", "/arm/target_pose", "/gate/status", "/episode/event", "/diagnostics"):
+    for name in ("/front_camera/image_raw", "/arm/ee_pose", "/arm/target_pose", "/gate/status", "/episode/event",
+                 "/diagnostics"):
         assert name in topics and f'"{name}' in text
 
 

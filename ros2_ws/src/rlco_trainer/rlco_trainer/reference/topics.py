@@ -33,8 +33,8 @@ The names of arm and camera topics are those of the contract (here `{name}`), th
 are used. [../contract.md](../contract.md) explains the content of gate status and episode events. A node in a namespace has
 its own services there.
 """
-_EVERY_NODE = """Beside these every lifecycle node has the services of the lifecycle (`NODE/change_state`, `NODE/get_state`, ...), and every
-node those of its parameters. A simulated table has services of its own: [../bridge.md](../bridge.md).
+_EVERY_NODE = """Beside these every lifecycle node has the services of the lifecycle (`NODE/change_state`, `NODE/get_state`,
+...), and every node those of its parameters. A simulated table has services of its own: [../bridge.md](../bridge.md).
 """
 
 
