@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ def collect(sources: list[Path], contract: Contract, title: str) -> ReportInput:
     """What the folders (or records files) hold, and what lineage leads to from there. Raises DataError when there is neither
     a trial nor a training run."""
     files = records_files(sources)
-    trials = [trial for path in files for trial in read_records(path)]
+    trials = separated([trial for path in files for trial in read_records(path)])
     checkpoints = {trial.policy: (trial.checkpoint, trial.checkpoint_digest) for trial in trials}
     runs = run_directories({name: path for name, (path, _) in checkpoints.items()}) | _runs_below(sources, checkpoints)
     if not trials and not runs:
@@ -54,6 +55,16 @@ def records_files(sources: Iterable[Path]) -> list[Path]:
         for path in [source] if source.is_file() else sorted(source.rglob(RECORDS)):
             found[path.resolve()] = path
     return list(found.values())
+
+
+def separated(trials: list[TrialRecord]) -> list[TrialRecord]:
+    """The trials, with checkpoints that bear one name told apart by their hash or path: they are never added up."""
+    made_with: dict[str, dict[str, None]] = {}
+    for trial in trials:
+        made_with.setdefault(trial.policy, {})[trial.checkpoint_digest or trial.checkpoint] = None
+    return [trial if len(made_with[trial.policy]) == 1
+            else replace(trial, policy=f"{trial.policy} ({trial.checkpoint_digest[:6] or trial.checkpoint})")
+            for trial in trials]
 
 
 def recorded_trials(files: Iterable[Path]) -> list[tuple[TrialRecord, Path]]:
