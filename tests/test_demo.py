@@ -77,7 +77,7 @@ def test_the_page_is_self_contained(demo):
     out, _ = demo
     page = (out / "report.html").read_text()
     assert page.count("data:video/mp4;base64,") == 1
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 2 + 1, "two initial states, and the film's last picture for paper"
     assert page.count("data:image/svg+xml;base64,") == 4
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "real robot" in page

@@ -7,16 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from lifecycle_msgs.msg import Transition
 from PIL import Image as Picture
 from policies import make_policy
 from sensor_msgs.msg import Image
+from std_msgs.msg import Float64, String
 
 from rlco_common import topics
 from rlco_common.errors import ConfigError, DataError
 from rlco_common.messages import image_from_msg
 from rlco_common.processes import Processes
 from rlco_common.records import read_records
-from rlco_common.ros import CAMERA_QOS
+from rlco_common.ros import CAMERA_QOS, EVENT_QOS, STATE_QOS
 from rlco_common.ros_client import RosClient
 from rlco_policy.checkpoint import save_policy
 from rlco_teleop.bags import read_episode_metadata
@@ -111,6 +113,17 @@ def test_an_evaluation_goes_on_where_it_was_and_never_mixes_checkpoints(tmp_path
 
 
 # -- over ROS
+
+
+def test_the_node_runs_a_protocol_and_tells_how_far_it_is(tmp_path, checkpoints, ros_domain):
+    path = written(tmp_path, protocol_text(Protocol("push_cube", checkpoints, out=tmp_path / "out", trials=1, workers=0)))
+    with Processes(tmp_path / "logs", ros_domain) as processes, RosClient("visitor", ros_domain, processes.check) as client:
+        progress = client.subscribe(Float64, "/evaluator/progress", STATE_QOS)
+        processes.start_node("rlco_trainer.nodes.evaluator_node", protocol=str(path))
+        result = client.wait_for_message(String, "/evaluator/result", qos=EVENT_QOS, timeout_s=200.0).data
+        client.wait_until(lambda: progress.last and progress.last.data == 1.0, 10, "the end of the progress")
+        assert client.change_state("/evaluator", Transition.TRANSITION_DEACTIVATE)
+    assert "(n=1)" in result and len(read_records(tmp_path / "out" / "trials.jsonl")) == 2
 
 
 def test_blind_trials_over_ros_leave_bags_films_and_no_names(tmp_path, checkpoints, ros_domain, capfd):

@@ -87,6 +87,9 @@ def test_two_checkpoints_of_one_name_are_told_apart(tmp_path, contract, trials):
     append_records(tmp_path / "b" / "trials.jsonl", [trial("mine", 0, False, checkpoint_digest="b" * 16)])
     found = collect([tmp_path], contract, "both")
     assert {t.policy for t in found.trials} == {"mine (aaaaaa)", "mine (bbbbbb)"}
+    append_records(tmp_path / "a" / "deploy" / "trials.jsonl", [trial("one", 0, True, checkpoint_digest="c" * 16),
+                                                               trial("one", 0, True, over_ros=True)])
+    assert {t.policy for t in collect([tmp_path / "a" / "deploy"], contract, "one").trials} == {"one"}
     with pytest.raises(DataError, match=r"neither trials\.jsonl nor"):
         (tmp_path / "empty").mkdir()
         collect([tmp_path / "empty"], contract, "nothing")

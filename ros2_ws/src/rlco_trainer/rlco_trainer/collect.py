@@ -59,9 +59,11 @@ def records_files(sources: Iterable[Path]) -> list[Path]:
 
 def separated(trials: list[TrialRecord]) -> list[TrialRecord]:
     """The trials, with checkpoints that bear one name told apart by their hash or path: they are never added up."""
-    made_with: dict[str, dict[str, None]] = {}
-    for trial in trials:
-        made_with.setdefault(trial.policy, {})[trial.checkpoint_digest or trial.checkpoint] = None
+    known = {trial.checkpoint: trial.checkpoint_digest for trial in trials if trial.checkpoint_digest}
+    made_with: dict[str, set[str]] = {}
+    for trial in trials:    # a record without a hash is of the checkpoint that lies at its path
+        digest = trial.checkpoint_digest or known.get(trial.checkpoint, trial.checkpoint)
+        made_with.setdefault(trial.policy, set()).add(digest)
     return [trial if len(made_with[trial.policy]) == 1
             else replace(trial, policy=f"{trial.policy} ({trial.checkpoint_digest[:6] or trial.checkpoint})")
             for trial in trials]

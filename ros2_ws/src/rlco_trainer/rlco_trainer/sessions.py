@@ -149,10 +149,12 @@ def deploy_episodes(contract: Contract, checkpoint: Path | str, out: Path, *, ta
 
     checkpoint: a directory, or the address of a policy server (ws://). asynchronous: real time only, see the policy node.
     """
-    trials = []
+    from rlco_trainer.evaluation import checkpoint_digest  # imports this module for trials over ROS
+
+    trials, digest = [], checkpoint_digest(checkpoint)
 
     def finish(planned: Planned, trial: TrialRecord) -> None:
-        trials.append(replace(trial, bag=os.path.relpath(trial.bag, out)))
+        trials.append(replace(trial, bag=os.path.relpath(trial.bag, out), checkpoint_digest=digest))
         append_records(out / "trials.jsonl", trials[-1:])
 
     run_simulated_trials(contract, {name: str(checkpoint)}, [Planned(name, seed) for seed in seeds], out, finish, task=task,
