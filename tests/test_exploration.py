@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from test_stage2_loss import make_policy
 
 from rlco_common.errors import ConfigError
 from rlco_policy.checkpoint import load_policy, save_policy
 from rlco_policy.compact.flow import log_equicorrelated
-from test_stage2_loss import make_policy
 
 
 @pytest.fixture(scope="module")
