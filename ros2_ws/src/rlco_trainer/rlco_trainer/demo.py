@@ -32,7 +32,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale(real_demos=20, sim_demos=40, sft_steps=300, rl_overrides=(), trials=100, ros_trials=4),
+    "full": Scale(real_demos=20, sim_demos=50, sft_steps=400, rl_overrides=(), trials=100, ros_trials=4),
     "mini": Scale(real_demos=4, sim_demos=8, sft_steps=20, trials=4, ros_trials=1, rl_overrides=(
         "iterations=2", "episodes=8", "scenes=4", "measure_episodes=4", "measure_every=1", "min_initial_success=0",
         "held_out=1", "critic_warmup=1", "sft_batch_size=16", "ppo.minibatch_size=16",
