@@ -58,7 +58,7 @@ def test_shipped_configurations_load_and_take_overrides():
     assert (second.ppo.clip, second.beta) == (0.1, 0.3)
     with pytest.raises(ConfigError, match=r"ppo: unknown field\(s\) clipp"):
         load_stage_config(StageTwoConfig, "push_cube_stage2", ["ppo.clipp=0.1"])
-    with pytest.raises(ConfigError, match="known: .*push_cube_stage1"):
+    with pytest.raises(ConfigError, match=r"known: .*push_cube_stage1"):
         load_stage_config(StageOneConfig, "push_cubes", [])
 
 
