@@ -9,11 +9,12 @@ from rlco_policy.interface import VLAPolicy
 from rlco_trainer.batches import SftBatch
 from rlco_trainer.config import BetaControl, PpoConfig
 from rlco_trainer.ppo import RlBatch, total_loss
+from rlco_trainer.updates import acting_weights
 
 
 def gradient_cosine(policy: VLAPolicy, rl: RlBatch, sft: SftBatch, config: PpoConfig) -> float:
     """Cosine between the gradients of L_RL and L_SFT(real) on the acting weights: below 0 they pull apart."""
-    acting = [parameter for name, group in policy.param_groups().items() if name != "value" for parameter in group]
+    acting = acting_weights(policy)
     first = _gradient(total_loss(policy, rl, None, 0.0, config)[0], acting)
     second = _gradient(total_loss(policy, None, sft, 1.0, config)[0], acting)
     norm = float(first.norm() * second.norm())

@@ -52,10 +52,11 @@ class SuccessReplay:
         self._keep([_chunks_of(episode, horizon) for episode in episodes if episode.success])
 
     def _keep(self, parts: list[_Chunks]) -> None:
+        if not parts:
+            return
         if self._chunks is not None:
             parts.insert(0, self._chunks)
-        if parts:
-            self._chunks = _newest(parts, self.capacity)
+        self._chunks = _newest(parts, self.capacity)
 
     def sample(self, policy: VLAPolicy, size: int, rng: np.random.Generator, generator: torch.Generator) -> SftBatch:
         """A supervised batch, augmented as demonstrations are."""
@@ -85,8 +86,15 @@ def _chunks_of(episode: Episode, horizon: int) -> _Chunks:
 
 
 def _newest(parts: list[_Chunks], capacity: int) -> _Chunks:
+    """The last `capacity` decisions of all parts; what falls out of the oldest ones is not copied first."""
+    surplus = max(0, sum(len(part) for part in parts) - capacity)
+
     def joined(tensors: list[Tensor]) -> Tensor:
-        return torch.cat(tensors)[-capacity:].clone()
+        kept, skip = [], surplus
+        for tensor in tensors:
+            kept.append(tensor[min(skip, len(tensor)):])
+            skip -= min(skip, len(tensor))
+        return torch.cat(kept)
 
     return _Chunks({name: joined([part.inputs[name] for part in parts]) for name in parts[0].inputs},
                    joined([part.actions for part in parts]), joined([part.valid for part in parts]),

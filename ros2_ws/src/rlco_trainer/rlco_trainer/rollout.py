@@ -55,7 +55,8 @@ def run_episodes(policy: VLAPolicy, pool: ScenePool, seeds: list[int], *, genera
                  max_chunks: int = 0, on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
     """Run every seed's episode to its end and return them in the order of `seeds`.
 
-    generator: sample with exploration and keep what PPO needs; None: act greedily. A scene that finishes takes the next
+    generator: sample with exploration and keep what PPO needs; None: act greedily. max_chunks: an episode that is not done
+    after so many chunks ends as it is; 0 = never. A scene that finishes takes the next
     seed; the policy looks, and a picture is rendered, once per chunk. Reward: 1 in the chunk that succeeds, else 0.
     """
     waiting = deque(seeds)

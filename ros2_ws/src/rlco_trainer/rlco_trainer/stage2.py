@@ -35,6 +35,7 @@ class StageTwo:
         self.config, self.contract, self.peers = config, contract, Peers.join(config.device)
         self.randomness = Randomness(config.seed)
         self.step, self.initial_success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
+        self.start_digest = read_description(config.start)["digest"]
         checkpoint = latest_run(config.out)
         if checkpoint is None:
             self.policy, state = load_policy(config.start, contract, config.policy_config), None
@@ -71,7 +72,7 @@ class StageTwo:
                     if demos is not None}
         return {
             "stage": 2, "seed": config.seed, "beta": config.beta, "domain": config.domain, "step": self.step,
-            "start": {"path": str(config.start), "digest": read_description(config.start)["digest"]}, **datasets,
+            "start": {"path": str(config.start), "digest": self.start_digest}, **datasets,
         }
 
     def _restore(self, state: dict) -> None:
