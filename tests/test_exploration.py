@@ -6,7 +6,7 @@ from test_stage2_loss import make_policy
 
 from rlco_common.errors import ConfigError
 from rlco_policy.checkpoint import load_policy, save_policy
-from rlco_policy.compact.flow import log_equicorrelated
+from rlco_policy.reinflow import log_equicorrelated
 
 
 @pytest.fixture(scope="module")

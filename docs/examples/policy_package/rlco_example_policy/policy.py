@@ -8,7 +8,7 @@ from torch import nn
 
 from rlco_policy.augmentation import AugmentationConfig, augment_images
 from rlco_policy.compact.text import WordTokenizer
-from rlco_policy.images import finite_proprioception, policy_image
+from rlco_policy.images import policy_images, require_finite
 from rlco_policy.interface import Evaluated, PolicySpec, Sampled, VLAPolicy, normal, require_generator
 
 
@@ -47,8 +47,8 @@ class GaussianPolicy(VLAPolicy):
     # What the policy reads: compact, because rollouts keep it.
 
     def preprocess(self, obs, *, train=False, generator=None):
-        images = [policy_image(obs, camera, self.config.image_size, self.device) for camera in self.cameras]
-        proprio = (finite_proprioception(obs).to(self.device) - self.proprio_mean) / self.proprio_std
+        images = policy_images(obs, self.cameras, self.config.image_size, self.device)
+        proprio = (require_finite(obs.proprio).to(self.device) - self.proprio_mean) / self.proprio_std
         words = torch.from_numpy(self.tokenizer.encode(obs.instruction)).to(self.device)
         inputs = {"images": torch.stack(images, 1), "words": words, "proprio": proprio}
         return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs

@@ -23,11 +23,15 @@ def enlarge(images: Tensor, size: int, mode: str) -> Tensor:
     return F.interpolate(images, size=(size, size), mode=mode, antialias=True, align_corners=False).clamp(0, 255)
 
 
-def policy_image(obs: ObsBatch, camera: str, size: int, device: torch.device) -> Tensor:
-    """uint8 [B, size, size, 3] of one camera, by the codec that live, bag and dataset paths share."""
-    if camera not in obs.images:
-        raise DataError(f"observation lacks camera(s) {camera}; it has {', '.join(obs.images)}")
-    images = obs.images[camera]
+def policy_images(obs: ObsBatch, cameras: tuple[str, ...], size: int, device: torch.device) -> list[Tensor]:
+    """uint8 [B, size, size, 3] of each camera, by the codec that live, bag and dataset paths share."""
+    missing = [name for name in cameras if name not in obs.images]
+    if missing:
+        raise DataError(f"observation lacks camera(s) {', '.join(missing)}; it has {', '.join(obs.images)}")
+    return [_encoded(obs.images[name], size, device) for name in cameras]
+
+
+def _encoded(images: Tensor, size: int, device: torch.device) -> Tensor:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
         raise DataError(f"images must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
     if images.shape[1:3] == (size, size):
@@ -35,7 +39,7 @@ def policy_image(obs: ObsBatch, camera: str, size: int, device: torch.device) ->
     return torch.from_numpy(np.stack([encode_image(image, size) for image in images.cpu().numpy()])).to(device)
 
 
-def finite_proprioception(obs: ObsBatch) -> Tensor:
-    if not torch.isfinite(obs.proprio).all():
+def require_finite(proprio: Tensor) -> Tensor:
+    if not torch.isfinite(proprio).all():
         raise DataError("non-finite proprioception; refuse the observation at its source")
-    return obs.proprio
+    return proprio

@@ -229,3 +229,9 @@ def normal(shape, generator: torch.Generator, device: torch.device) -> Tensor:
 def uniform(shape, generator: torch.Generator, device: torch.device) -> Tensor:
     """Uniform float32 in [0, 1); see normal."""
     return torch.rand(shape, generator=generator, device=generator.device).to(device)
+
+
+def draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One category for each distribution [..., C] -> int64 [...], drawn on the generator's device; see normal."""
+    probabilities = log_probabilities.exp().to(generator.device)
+    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(log_probabilities.device)

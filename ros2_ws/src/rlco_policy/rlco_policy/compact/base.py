@@ -1,15 +1,14 @@
 """What both compact policies share: preprocessing and the encoder."""
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rlco_common.contract import Contract
-from rlco_common.errors import ConfigError, DataError
-from rlco_common.observation import encode_image
+from rlco_common.errors import ConfigError
 from rlco_policy.augmentation import augment_images
 from rlco_policy.compact.encoder import Encoder, Prefix
 from rlco_policy.compact.text import WordTokenizer
+from rlco_policy.images import policy_images, require_finite
 from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy, require_generator
 from rlco_policy.statistics import Statistics
 
@@ -33,13 +32,8 @@ class CompactPolicy(VLAPolicy):
 
     def preprocess(self, obs: ObsBatch, *, train: bool = False,
                    generator: torch.Generator | None = None) -> ModelInputs:
-        missing = [name for name in self.cameras if name not in obs.images]
-        if missing:
-            raise DataError(f"observation lacks camera(s) {', '.join(missing)}; it has {', '.join(obs.images)}")
-        images = torch.stack([self._policy_size(obs.images[name]) for name in self.cameras], dim=1)
-        proprio = (obs.proprio.to(self.device, torch.float32) - self.proprio_mean) / self.proprio_std
-        if not torch.isfinite(proprio).all():
-            raise DataError("non-finite proprioception; refuse the observation at its source")
+        images = torch.stack(policy_images(obs, self.cameras, self.config.encoder.image_size, self.device), dim=1)
+        proprio = require_finite((obs.proprio.to(self.device, torch.float32) - self.proprio_mean) / self.proprio_std)
         words = torch.from_numpy(self.tokenizer.encode(obs.instruction)).to(self.device)
         inputs = {"images": images, "words": words, "proprio": proprio}
         return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs
@@ -65,14 +59,3 @@ class CompactPolicy(VLAPolicy):
             role = {"value_head": "value", "noise_head": "noise"}.get(name.split(".")[0], "policy")
             groups.setdefault(role, []).append(parameter)
         return groups
-
-    def _policy_size(self, images: Tensor) -> Tensor:
-        """uint8 [B, size, size, 3]; other sizes go through the codec that live, bag and dataset paths share."""
-        size = self.config.encoder.image_size
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise DataError(f"images must be uint8 [B, H, W, 3], got {images.dtype} {list(images.shape)}")
-        if images.shape[1:3] == (size, size):
-            return images.to(self.device)
-        encoded = np.stack([encode_image(image, size) for image in images.cpu().numpy()])
-        return torch.from_numpy(encoded).to(self.device)
-

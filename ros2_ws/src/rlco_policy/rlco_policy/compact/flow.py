@@ -27,9 +27,8 @@ from rlco_policy.interface import (
     require_generator,
     uniform,
 )
+from rlco_policy.reinflow import HALF_LOG_2PI, exploration_std, join_entries, start_entries, transition_entries
 from rlco_policy.statistics import Statistics
-
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 class CompactFlow(CompactPolicy):
@@ -97,12 +96,12 @@ class CompactFlow(CompactPolicy):
         prefix = self.encode(inputs)
         memory = self.expert.read(prefix)
         x = normal((len(inputs["proprio"]), self.spec.horizon, self.spec.action_dim), generator, self.device)
-        chain, entries = [x], [_log_normal(x, torch.zeros_like(x), torch.ones_like(x))]
+        chain, entries = [x], [start_entries(x)]
         for k in range(self.config.denoise_steps):
             mean, std = self._transition(x, self._grid_time(k, len(x)), memory)
             x = mean + std * self._exploration(x.shape, generator)
             chain.append(x)
-            entries.append(log_equicorrelated((x - mean) / std, self.config.noise_correlation) - std.log())
+            entries.append(transition_entries(x, mean, std, self.config.noise_correlation))
         return Sampled(
             actions=self.normalizer.denormalise(x[:, : self.spec.chunk]),
             logprob=self._join(torch.stack(entries, 1)),
@@ -118,11 +117,10 @@ class CompactFlow(CompactPolicy):
         time = torch.arange(steps, device=self.device).repeat(batch) / steps
         mean, std = self._transition(chain[:, :-1].flatten(0, 1), time, self.expert.read(prefix).repeat(steps))
         mean, std = mean.unflatten(0, (batch, steps)), std.unflatten(0, (batch, steps))
-        start = chain[:, :1]
-        entries = torch.cat([_log_normal(start, torch.zeros_like(start), torch.ones_like(start)),
-                             log_equicorrelated((chain[:, 1:] - mean) / std, self.config.noise_correlation) - std.log()], 1)
+        entries = torch.cat([start_entries(chain[:, :1]),
+                             transition_entries(chain[:, 1:], mean, std, self.config.noise_correlation)], 1)
         executed_std = std[:, :, : self.spec.chunk]
-        entropy = (executed_std.log() + _HALF_LOG_2PI + 0.5).mean((1, 2, 3))
+        entropy = (executed_std.log() + HALF_LOG_2PI + 0.5).mean((1, 2, 3))
         return Evaluated(self._join(entries), entropy, self._value(prefix))
 
     @torch.no_grad()
@@ -132,9 +130,8 @@ class CompactFlow(CompactPolicy):
     def _transition(self, x: Tensor, time: Tensor, memory: "ExpertMemory") -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A]."""
         velocity, features = self.expert(x, time, memory)
-        log_min, log_max = math.log(self.config.noise_std[0]), math.log(self._std_max)
-        level = 0.5 * (torch.tanh(self.noise_head(features)) + 1)
-        return x + velocity / self.config.denoise_steps, torch.exp(log_min + (log_max - log_min) * level)
+        std = exploration_std(self.noise_head(features), self.config.noise_std[0], self._std_max)
+        return x + velocity / self.config.denoise_steps, std
 
     def _exploration(self, shape: torch.Size, generator: torch.Generator) -> Tensor:
         """Standard normal [B, horizon, A] whose entries at different action steps have correlation noise_correlation."""
@@ -145,9 +142,7 @@ class CompactFlow(CompactPolicy):
         return math.sqrt(share) * common + math.sqrt(1 - share) * noise
 
     def _join(self, entries: Tensor) -> Tensor:
-        """[B, K + 1, horizon, A] chain entries -> [B, chunk, A]."""
-        executed = entries[:, :, : self.spec.chunk]
-        return executed.mean(1) if self.config.logprob == "mean" else executed.sum(1)
+        return join_entries(entries, self.spec.chunk, self.config.logprob)
 
     def _value(self, prefix: Prefix) -> Tensor:
         features = torch.cat([prefix.tokens.mean(1), prefix.pooled], -1)
@@ -200,23 +195,3 @@ class ExpertMemory:
 
         pairs = [(interleave(keys), interleave(values)) for keys, values in self.keys_values]
         return ExpertMemory(pairs, interleave(self.pooled), interleave(self.plan))
-
-
-def log_equicorrelated(noise: Tensor, correlation: float) -> Tensor:
-    """Log-density of standard normal noise [..., T, A] whose steps t are equally correlated, one number per entry.
-
-    Entry t is the density of step t given the steps before it, so that the entries of the first n steps sum to the joint
-    log-density of those n steps: u_t | u_<t ~ N(rho s / (1 + (t - 1) rho), 1 - rho^2 t / (1 + (t - 1) rho)) with s the
-    sum of the t steps before.
-    """
-    if correlation == 0:
-        return -0.5 * noise.square() - _HALF_LOG_2PI
-    steps = torch.arange(noise.shape[-2], device=noise.device, dtype=noise.dtype)[:, None]
-    weight = correlation / (1 + (steps - 1) * correlation)
-    mean = weight * (noise.cumsum(-2) - noise)
-    variance = 1 - correlation * weight * steps
-    return -0.5 * (noise - mean).square() / variance - 0.5 * variance.log() - _HALF_LOG_2PI
-
-
-def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return -0.5 * ((x - mean) / std).square() - std.log() - _HALF_LOG_2PI

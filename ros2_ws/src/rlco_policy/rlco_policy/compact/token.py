@@ -11,7 +11,7 @@ from rlco_policy.compact.base import CompactPolicy
 from rlco_policy.compact.config import CompactTokenConfig
 from rlco_policy.compact.encoder import Prefix
 from rlco_policy.compact.layers import Block, KeyValue, value_head
-from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, require_generator, uniform
+from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, draw, require_generator, uniform
 from rlco_policy.statistics import Statistics
 
 
@@ -151,7 +151,7 @@ class TokenDecoder(nn.Module):
         tokens, logprobs = [], []
         while True:
             log_probabilities = (self.head(hidden) / (temperature or 1.0)).log_softmax(-1)
-            token = _draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
+            token = draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
             tokens.append(token)
             logprobs.append(log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1))
             if len(tokens) == self.length:
@@ -181,11 +181,6 @@ class DecoderState:
     condition: Tensor       # [B, width]
     plan: Tensor            # [B, T, width]
     position: int = 0
-
-
-def _draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    probabilities = log_probabilities.exp().to(generator.device)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(log_probabilities.device)
 
 
 def _bin_features(bins: int, width: int) -> Tensor:

@@ -13,8 +13,8 @@ from rlco_common.contract import Contract
 from rlco_common.errors import ConfigError
 from rlco_policy.augmentation import augment_images
 from rlco_policy.hub import ModelFolder, load_named, read_tokenizer
-from rlco_policy.images import enlarge, finite_proprioception, policy_image, stored_size
-from rlco_policy.interface import Evaluated, ModelInputs, ObsBatch, PolicySpec, Sampled, require_generator
+from rlco_policy.images import enlarge, policy_images, require_finite, stored_size
+from rlco_policy.interface import Evaluated, ModelInputs, ObsBatch, PolicySpec, Sampled, draw, require_generator
 from rlco_policy.lora import ADAPTER_NAMES, adapt
 from rlco_policy.openvla.actions import ActionBins, action_statistics
 from rlco_policy.openvla.config import OpenVlaConfig
@@ -65,9 +65,9 @@ class OpenVla(PretrainedPolicy):
     # -- inputs
 
     def preprocess(self, obs: ObsBatch, *, train: bool = False, generator: torch.Generator | None = None) -> ModelInputs:
-        finite_proprioception(obs)
+        require_finite(obs.proprio)
         ids = self.tokenizer.encode(obs.instruction)
-        inputs = {"images": policy_image(obs, self.camera, self.spec.image_size, self.device),
+        inputs = {"images": policy_images(obs, (self.camera,), self.spec.image_size, self.device)[0],
                   "tokens": torch.from_numpy(ids).to(self.device)}
         return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs
 
@@ -154,7 +154,7 @@ class OpenVla(PretrainedPolicy):
         rows, logprobs = [], []
         while True:
             log_probabilities = (self.model.action_logits(hidden) / (temperature or 1.0)).log_softmax(-1)
-            row = _draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
+            row = draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
             rows.append(row)
             logprobs.append(log_probabilities.gather(-1, row.unsqueeze(-1)).squeeze(-1))
             if len(rows) == self.spec.chunk * self.spec.action_dim:
@@ -234,8 +234,3 @@ def critic(width: int, hidden: tuple[int, int]) -> nn.Sequential:
         nn.init.zeros_(layer.bias)
     nn.init.normal_(head[-1].weight, std=0.02)
     return head
-
-
-def _draw(log_probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    probabilities = log_probabilities.exp().to(generator.device)
-    return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1).to(log_probabilities.device)

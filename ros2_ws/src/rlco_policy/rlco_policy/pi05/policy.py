@@ -5,7 +5,6 @@ sigma_k * eps has a likelihood, which PPO needs; without the noise it is the ODE
 """
 
 import itertools
-import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +19,7 @@ from rlco_common.errors import ConfigError, DataError
 from rlco_policy.augmentation import augment_images
 from rlco_policy.guidance import ChunkGuidance
 from rlco_policy.hub import ModelFolder, load_named, read_tokenizer
-from rlco_policy.images import enlarge, finite_proprioception, policy_image, stored_size
+from rlco_policy.images import enlarge, policy_images, require_finite, stored_size
 from rlco_policy.interface import (
     Evaluated,
     ModelInputs,
@@ -48,9 +47,9 @@ from rlco_policy.pi05.model import (
 from rlco_policy.pi05.text import PAD, StatePrompt
 from rlco_policy.pretrained import PretrainedPolicy, without_weights
 from rlco_policy.quantiles import QuantileNormalizer
+from rlco_policy.reinflow import HALF_LOG_2PI, exploration_std, join_entries, start_entries, transition_entries
 from rlco_policy.statistics import Statistics
 
-_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 NORMAL_Q99 = 2.326      # 99 % quantile of the standard normal
 TIME_ALPHA, TIME_OFFSET = 1.5, 0.001        # pi-0.5 trains at times 0.001 + 0.999 Beta(1.5, 1)
 NOISE_HIDDEN = (128, 64)
@@ -113,8 +112,8 @@ class Pi05(PretrainedPolicy):
     # -- inputs
 
     def preprocess(self, obs: ObsBatch, *, train: bool = False, generator: torch.Generator | None = None) -> ModelInputs:
-        state = self._normalise_state(finite_proprioception(obs).to(self.device, torch.float32))
-        images = [policy_image(obs, camera, self.spec.image_size, self.device) for camera in self.cameras]
+        state = self._normalise_state(require_finite(obs.proprio).to(self.device, torch.float32))
+        images = policy_images(obs, self.cameras, self.spec.image_size, self.device)
         tokens = torch.from_numpy(self.prompt.encode(obs.instruction, state)).to(self.device)
         inputs = {"images": torch.stack(images, 1), "tokens": tokens}
         return self.augment(inputs, require_generator(generator, "preprocess(train=True)")) if train else inputs
@@ -186,12 +185,12 @@ class Pi05(PretrainedPolicy):
         dim = self.spec.action_dim
         x = normal((len(inputs["tokens"]), self.config.horizon, self.config.action_width), generator, self.device)
         x, padding = x[..., :dim], x[..., dim:]
-        chain, entries = [x], [_log_normal(x, torch.zeros_like(x), torch.ones_like(x))]
+        chain, entries = [x], [start_entries(x)]
         for k in range(self.config.denoise_steps):
             mean, std = self._transition(x, padding, self._grid_time(k, len(x)), prefix)
             x = mean + std * normal(x.shape, generator, self.device)
             chain.append(x)
-            entries.append(_log_normal(x, mean, std))
+            entries.append(transition_entries(x, mean, std))
         return Sampled(
             actions=self.normalizer.denormalise(x[:, : self.spec.chunk]),
             logprob=self._join(torch.stack(entries, 1)),
@@ -208,10 +207,8 @@ class Pi05(PretrainedPolicy):
         mean, std = self._transition(chain[:, :-1].flatten(0, 1), trace["padding"].repeat_interleave(steps, 0), time,
                                      prefix.repeat(steps))
         mean, std = mean.unflatten(0, (batch, steps)), std.unflatten(0, (batch, steps))
-        start = chain[:, :1]
-        entries = torch.cat([_log_normal(start, torch.zeros_like(start), torch.ones_like(start)),
-                             _log_normal(chain[:, 1:], mean, std)], 1)
-        entropy = (std[:, :, : self.spec.chunk].log() + _HALF_LOG_2PI + 0.5).mean((1, 2, 3))
+        entries = torch.cat([start_entries(chain[:, :1]), transition_entries(chain[:, 1:], mean, std)], 1)
+        entropy = (std[:, :, : self.spec.chunk].log() + HALF_LOG_2PI + 0.5).mean((1, 2, 3))
         return Evaluated(self._join(entries), entropy, self._value(prefix))
 
     @torch.no_grad()
@@ -226,15 +223,11 @@ class Pi05(PretrainedPolicy):
         """
         x_full = torch.cat([x, time[:, None, None] * padding], -1)
         velocity, features = run_expert(self.model, prefix, x_full, time)
-        log_min, log_max = math.log(self.config.noise_std[0]), math.log(self._std_max)
-        level = 0.5 * (torch.tanh(self.noise_head(features)) + 1)
         mean = x - velocity[..., : self.spec.action_dim] / self.config.denoise_steps
-        return mean, torch.exp(log_min + (log_max - log_min) * level)
+        return mean, exploration_std(self.noise_head(features), self.config.noise_std[0], self._std_max)
 
     def _join(self, entries: Tensor) -> Tensor:
-        """[B, K + 1, horizon, A] chain entries -> [B, chunk, A]."""
-        executed = entries[:, :, : self.spec.chunk]
-        return executed.mean(1) if self.config.logprob == "mean" else executed.sum(1)
+        return join_entries(entries, self.spec.chunk, self.config.logprob)
 
     def _value(self, prefix: Prefix) -> Tensor:
         features = prefix.mean()
@@ -311,7 +304,3 @@ def _mlp(widths: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers[:-1])
-
-
-def _log_normal(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return -0.5 * ((x - mean) / std).square() - std.log() - _HALF_LOG_2PI
