@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from rlco_common.contract import Contract, contract_from_json, require_same_contract
 from rlco_common.errors import DataError
+from rlco_common.folders import staged
 from rlco_common.strict import from_mapping, to_mapping
 from rlco_policy.interface import VLAPolicy
 from rlco_policy.registry import policy_class, policy_name
@@ -37,11 +37,8 @@ def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any
     whole: also write what a base model holds unchanged, so that the checkpoint loads without it.
     """
     directory = Path(directory).absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(directory)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=_STAGING, dir=directory.parent))
-    try:
-        staging.chmod(0o755)        # mkdtemp makes it private; a checkpoint is meant to be read by others
+    with staged(directory, suffix=_STAGING) as staging:
         left_out = frozenset() if whole else policy.left_to_base()
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()
                    if name not in left_out}
@@ -58,9 +55,6 @@ def save_policy(policy: VLAPolicy, directory: str | Path, lineage: dict[str, Any
         for path in (*assets, staging / WEIGHTS, staging / DESCRIPTION, staging):
             _sync(path)
         _replace(staging, directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return directory
 
 

@@ -5,9 +5,6 @@ by, and one self-contained YAML. RLinf loads weights without complaint about nam
 """
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import yaml
 
 from rlco_common.contract import Contract, load_contract
 from rlco_common.errors import ConfigError, DataError
+from rlco_common.folders import new_folder
 from rlco_policy.checkpoint import load_policy
 from rlco_policy.hub import write_weights
 from rlco_policy.lora import merged_state
@@ -54,22 +52,13 @@ def export_rlinf(run: str, out: Path, *, cluster_root: str = "", overrides: list
     policy = load_policy(config.start, contract)
     _require_recipe(policy, config)
     out = Path(out).absolute()
-    if out.exists():
-        raise DataError(f"{out} exists; give a new folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        staging.chmod(0o755)
+    with new_folder(out) as staging:
         frames = write_lerobot_v21(roots(config.real), contract, staging / "data")
         _write_model(policy, frames, staging / "model")
         root = cluster_root or str(out)
         text = HEADER.format(root=root, env=ENV_IDS[config.task], width=RECIPE_WIDTH, dim=contract.action.dim)
         content = yaml.safe_dump(rlinf_config(config, contract, root, out.name), sort_keys=False)
         (staging / "rlinf.yaml").write_text(text + content, encoding="utf-8")
-        os.rename(staging, out)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return out
 
 

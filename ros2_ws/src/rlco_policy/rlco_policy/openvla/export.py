@@ -1,14 +1,11 @@
 """Writes an `openvla` policy as a checkpoint in OpenVLA's own layout, adapters merged in."""
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
 
-from rlco_common.errors import DataError
+from rlco_common.folders import new_folder
 from rlco_policy.hub import write_weights
 from rlco_policy.lora import merged_state
 from rlco_policy.openvla.policy import OpenVla
@@ -24,22 +21,13 @@ def write_openvla(policy: OpenVla, directory: str | Path, *, dtype: torch.dtype 
     dtype: of the weights, the published one by default; None keeps the policy's. `directory` must not exist yet.
     """
     directory = Path(directory).absolute()
-    if directory.exists():
-        raise DataError(f"{directory} exists; give a new folder")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        staging.chmod(0o755)
+    with new_folder(directory) as staging:
         for name, content in policy.small_files.items():
             (staging / name).write_bytes(content)
         state = merged_state(policy.model)
         write_weights({name: tensor if dtype is None else tensor.to(dtype) for name, tensor in state.items()}, staging,
                       shard_bytes)
         _write_config(policy, staging)
-        os.rename(staging, directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return directory
 
 

@@ -1,9 +1,6 @@
 """Writes a `pi05` policy as a LeRobot checkpoint: PI05Policy.from_pretrained and LeRobot's processors load it."""
 
 import json
-import os
-import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -18,7 +15,7 @@ from lerobot.processor import (
 from lerobot.utils.constants import ACTION, OBS_STATE
 from transformers import PreTrainedTokenizerFast
 
-from rlco_common.errors import DataError
+from rlco_common.folders import new_folder
 from rlco_policy.hub import read_tokenizer, write_weights
 from rlco_policy.lora import merged_state
 from rlco_policy.pi05.model import EMBEDDING, EXPERT_HEAD, LANGUAGE_HEAD, lerobot_config
@@ -37,12 +34,7 @@ def write_lerobot(policy: Pi05, directory: str | Path) -> Path:
     use and LeRobot asks for, is zero. Noise head and critic stay in our own checkpoint. `directory` must not exist yet.
     """
     directory = Path(directory).absolute()
-    if directory.exists():
-        raise DataError(f"{directory} exists; give a new folder")
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    try:
-        staging.chmod(0o755)
+    with new_folder(directory) as staging:
         (staging / TOKENIZER).mkdir()
         (staging / TOKENIZER / "tokenizer.json").write_bytes(policy.small_files["tokenizer.json"])
         config = lerobot_config(policy.config, policy.cameras, policy.spec.proprio_dim, policy.spec.action_dim)
@@ -53,10 +45,6 @@ def write_lerobot(policy: Pi05, directory: str | Path) -> Path:
                   EXPERT_HEAD: torch.zeros(policy.config.vocabulary, width, dtype=state[EMBEDDING].dtype)}
         write_weights({f"model.{name}": tensor for name, tensor in state.items()}, staging, shard_bytes=1 << 60)
         _write_processors(policy, config, staging)
-        os.rename(staging, directory)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
     return directory
 
 
