@@ -5,28 +5,23 @@ checkpoint; activating again resumes.
 """
 
 import sys
-import threading
-from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
-from rclpy.clock import Clock, ClockType
-from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from std_msgs.msg import Float64, String
+from std_msgs.msg import Float64
 from std_srvs.srv import SetBool, Trigger
 
-from rlco_common import topics
 from rlco_common.errors import RlcoError
-from rlco_common.ros import EVENT_QOS, STATE_QOS, RlcoLifecycleNode, declare, diagnostics, run_node
+from rlco_common.ros import STATE_QOS, declare, diagnostics, run_node
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, load_stage_config
 from rlco_trainer.control import Progress, RunControl
+from rlco_trainer.nodes.work import Ended, WorkNode
 from rlco_trainer.stage1 import train_stage1
 from rlco_trainer.stage2 import train_stage2
 
 STAGES = {"1": (StageOneConfig, train_stage1), "2": (StageTwoConfig, train_stage2)}
-PUBLISH_PERIOD_S = 0.5
 
 
-class TrainerNode(RlcoLifecycleNode):
+class TrainerNode(WorkNode):
     """Lifecycle node `trainer`.
 
     Publishes ~/progress (std_msgs/Float64, 0 to 1), ~/metrics (diagnostic_msgs/DiagnosticArray, newest value of each
@@ -34,49 +29,23 @@ class TrainerNode(RlcoLifecycleNode):
     (SetBool), ~/checkpoint and ~/stop (Trigger); each takes effect after the step or iteration under way.
     """
 
+    doing = "training"
+
     def __init__(self):
         super().__init__("trainer")
         declare(self, "stage", "1", "1: supervised co-training; 2: RL in the twin", choices=tuple(STAGES), read_only=True)
         declare(self, "config", "", "YAML file, or the name of a shipped configuration such as push_cube_stage1",
                 read_only=True)
         declare(self, "overrides", [""], "key=value pairs that replace fields of the configuration", read_only=True)
-        self._progress = self.create_publisher(Float64, "~/progress", STATE_QOS)
         self._metrics = self.create_publisher(DiagnosticArray, "~/metrics", STATE_QOS)
-        self._result = self.create_publisher(String, "~/result", EVENT_QOS)
-        self._diagnostics = self.create_publisher(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
         self.create_service(SetBool, "~/pause", self._on_pause)
         self.create_service(Trigger, "~/checkpoint", self._on_checkpoint)
         self.create_service(Trigger, "~/stop", self._on_stop)
-        self.create_timer(PUBLISH_PERIOD_S, self._publish, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._newest: Progress | None = None
         self._published: Progress | None = None
         self._control: RunControl | None = None
-        self._thread: threading.Thread | None = None
-        self._policy: Path | None = None
-        self._outcome: tuple[bytes, str] = (DiagnosticStatus.OK, "not started")
 
-    # -- lifecycle
-
-    def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
-        return self.guarded(self._load)
-
-    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self._control = RunControl(self._on_progress)
-        self._outcome = (DiagnosticStatus.OK, "training")
-        self._thread = threading.Thread(target=self._run, name="training", daemon=True)
-        self._thread.start()
-        return super().on_activate(state)
-
-    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.close()
-        return super().on_deactivate(state)
-
-    def close(self) -> None:
-        """Stop after the step under way, with a checkpoint."""
-        if self._thread is not None:
-            self._control.stop()
-            self._thread.join()
-            self._thread = None
+    # -- what WorkNode asks for
 
     def _load(self) -> None:
         config_class, self._train = STAGES[self.get_parameter("stage").value]
@@ -87,42 +56,34 @@ class TrainerNode(RlcoLifecycleNode):
         self._config = load_stage_config(config_class, source, overrides)
         self.get_logger().info(f"stage {self.get_parameter('stage').value}: {source} -> {self._config.out}")
 
-    # -- training thread
+    def _begin(self) -> None:
+        self._control = RunControl(self._on_progress)
 
-    def _run(self) -> None:
-        try:
-            policy = self._train(self._config, quiet=True, control=self._control)
-        except Exception as error:      # whatever ends the run is its outcome; the node stays up to tell it
-            self._outcome = (DiagnosticStatus.ERROR, f"{type(error).__name__}: {error}")
-            self.get_logger().error(self._outcome[1])
-            return
-        self._outcome = (DiagnosticStatus.OK, "stopped, can be resumed" if self._control.stopped else "finished")
-        self._policy = policy
+    def _work(self) -> Ended:
+        policy = self._train(self._config, quiet=True, control=self._control)
+        state = "stopped, can be resumed" if self._control.stopped else "finished"
+        return Ended(state, str(policy), f"{state}: {policy}")
+
+    def _ask_to_stop(self) -> None:
+        """After the step under way, with a checkpoint."""
+        self._control.stop()
 
     def _on_progress(self, progress: Progress) -> None:
         self._newest = progress
 
-    # -- executor thread
-
-    @property
-    def _running(self) -> bool:
-        return self._thread is not None and self._thread.is_alive()
-
-    def _publish(self) -> None:
-        newest, (level, text) = self._newest, self._outcome
+    def _publish(self, level: bytes, text: str) -> None:
+        newest = self._newest
         if self._running and self._control.paused:
             text = "paused"
         values = {} if newest is None else {"step": newest.step, "total": newest.total}
         self._diagnostics.publish(diagnostics(self, "trainer", level, text, values))
-        if self._policy is not None:
-            self.get_logger().info(f"{text}: {self._policy}")
-            self._result.publish(String(data=str(self._policy)))
-            self._policy = None
         if newest is not None and newest is not self._published:
             self._published = newest
             self._progress.publish(Float64(data=newest.step / newest.total))
             self._metrics.publish(diagnostics(self, "training metrics", DiagnosticStatus.OK, f"step {newest.step}",
                                               {name: f"{value:.6g}" for name, value in newest.metrics.items()}))
+
+    # -- services
 
     def _on_pause(self, request: SetBool.Request, response: SetBool.Response) -> SetBool.Response:
         response.success, response.message = self._running, "no training runs"
