@@ -580,6 +580,11 @@ def terminal():
         os.close(theirs)
 
 
+def without_control(path):
+    """A terminal opened so that it never becomes the one that ends these tests when it closes."""
+    return open(path, opener=lambda name, flags: os.open(name, flags | os.O_NOCTTY))
+
+
 def screen(ours):
     """What the program wrote, which has to be read or it could not write more."""
     try:
@@ -643,7 +648,7 @@ def test_the_terminal_is_restored_however_the_process_ends(end):
 def test_the_launched_keyboard_reads_the_terminal_that_it_was_launched_from(tmp_path, ros_domain, monkeypatch):
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path))
     command = [sys.executable, "-m", "rlco_trainer.cli", "up", "teleop", "device:=keyboard", "gate:=false"]
-    with terminal() as (keyboard, path, attributes), open(path) as stdin, RosClient("table", ros_domain) as client:
+    with terminal() as (keyboard, path, attributes), without_control(path) as stdin, RosClient("table", ros_domain) as client:
         before = attributes()
         deadman = client.subscribe(Bool, topics.TELEOP_DEADMAN, COMMAND_QOS)
         with subprocess.Popen(command, stdin=stdin, stdout=subprocess.DEVNULL, start_new_session=True) as process:
