@@ -8,14 +8,15 @@ from rlco_common.errors import DataError, TrainingError
 from rlco_common.records import TrialRecord, append_records, read_records
 from rlco_policy.checkpoint import load_policy, read_description
 from rlco_trainer.batches import held_out_loss
-from rlco_trainer.config import PpoConfig, StageOneConfig, StageTwoConfig
+from rlco_trainer.config import PpoConfig, ReplayConfig, StageOneConfig, StageTwoConfig
 from rlco_trainer.dataset.reader import load_demos
 from rlco_trainer.evaluation import evaluate
+from rlco_trainer.memory import resident_bytes
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.rollout import open_pool, run_episodes
 from rlco_trainer.run_state import latest_run
 from rlco_trainer.stage1 import train_stage1
-from rlco_trainer.stage2 import train_stage2
+from rlco_trainer.stage2 import StageTwo, train_stage2
 
 POLICIES = ("compact_flow", "compact_token")
 
@@ -106,6 +107,23 @@ def test_stage2_stops_when_there_is_nothing_to_learn(tiny_datasets, untrained, t
     with pytest.raises(TrainingError, match="same return"):
         train_stage2(config, quiet=True)
     assert len(read_metrics(config.out / "metrics.jsonl")) <= 8
+
+
+def test_memory_stays_where_it_is(tiny_datasets, untrained, tmp_path, contract):
+    """Rollout, update and saving: after 8 iterations, which fill the replay, 24 more add next to nothing."""
+    replay = ReplayConfig(updates=1, batch_size=2, capacity=50, demos=str(tiny_datasets["sim"]), min_size=1)
+    run = StageTwo(stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", max_chunks=1, replay=replay,
+                                 critic_warmup=0, episodes=2, sft_batch_size=2, ppo=PpoConfig(epochs=1)), contract)
+    with open_pool(contract, run.policy, "push_cube", "twin", scenes=2, workers=0) as pool:
+        for _ in range(32):
+            rollout, _ = run.collect(pool)
+            run.update(rollout)
+            run.step += 1
+            if run.step in (4, 8, 32):
+                run.save()
+            if run.step == 8:
+                filled = resident_bytes()
+    assert resident_bytes() - filled < 12 * 2**20
 
 
 def test_episodes_come_back_in_seed_order_for_any_number_of_scenes(untrained, contract):

@@ -26,6 +26,9 @@ from rlco_sim_bridge.variation import NOMINAL, Variation
 
 NO_RESET = -1   # in reset_seeds: leave this scene as it is
 
+# Memory of a worker process with its first scene, and of each further scene, as `make bench-sim` measured it (docs/twins.md).
+PROCESS_BYTES, SCENE_BYTES = 600 * 2**20, 2.4 * 2**20
+
 
 _NEVER_STARTED = StepResult(False, False, 0, done=True)
 _STARTED = StepResult(False, False, 0, done=False)

@@ -17,6 +17,9 @@ class ScenePool(Protocol):
     scenes: int
     contract: Contract
 
+    @property
+    def worker_pids(self) -> list[int]: ...
+
     def reset(self, seeds) -> ObservationBatch: ...
 
     def step_chunks(self, actions, reset_seeds=None) -> ChunkBatch: ...

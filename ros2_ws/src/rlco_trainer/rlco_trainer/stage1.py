@@ -175,10 +175,15 @@ def learning_rate_factor(config: StageOneConfig, step: int) -> float:
     return config.final_lr_fraction + (1 - config.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def _new_policy(config: StageOneConfig, contract: Contract) -> VLAPolicy:
+def proprioception_statistics(config: StageOneConfig, contract: Contract) -> Statistics:
+    """Of all frames of the run's datasets."""
     proprioception = np.concatenate([load_proprioception(root) for root in (*roots(config.real), *roots(config.sim))])
-    statistics = Statistics.from_proprioception(contract.proprioception_names, proprioception)
-    return create_policy(config.policy, contract, statistics, config.policy_config, seed=config.seed)
+    return Statistics.from_proprioception(contract.proprioception_names, proprioception)
+
+
+def _new_policy(config: StageOneConfig, contract: Contract) -> VLAPolicy:
+    return create_policy(config.policy, contract, proprioception_statistics(config, contract), config.policy_config,
+                         seed=config.seed)
 
 
 def _autocast(config: StageOneConfig):

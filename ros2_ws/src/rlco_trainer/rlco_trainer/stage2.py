@@ -17,6 +17,7 @@ from rlco_trainer.config import StageTwoConfig, roots, save_config
 from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import DemoSet, load_datasets
 from rlco_trainer.forgetting import BetaController, gradient_cosine
+from rlco_trainer.memory import resident_bytes
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import Peers
 from rlco_trainer.ppo import RlBatch, explained_variance
@@ -226,7 +227,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
             row |= run.update(rollout)
             run.step += 1
             stalled = stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
-            row |= run.monitor()
+            row |= {**run.monitor(), "memory/resident_mib": resident_bytes(pool.worker_pids) / 2**20}
             if run.step % config.measure_every == 0 or run.step == last:
                 row["twin/success"] = run.measure(pool)
             metrics.log(run.step, row)

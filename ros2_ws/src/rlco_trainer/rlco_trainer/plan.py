@@ -1,0 +1,247 @@
+"""Memory and time of a training run, before it begins: `rlco train stage1|stage2 CONFIG --plan`.
+
+Memory is added up from what the configuration says; nothing large is allocated for it. Time is measured: a few steps, or one
+small iteration in the twin, of the run itself, made in a temporary folder on this machine and scaled up.
+"""
+
+import dataclasses
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlco_common.contract import Contract, load_contract
+from rlco_common.errors import TrainingError
+from rlco_common.strict import from_mapping
+from rlco_policy.checkpoint import ASSETS, read_description, resolve
+from rlco_policy.footprint import GIB, footprint
+from rlco_policy.hub import ModelFolder
+from rlco_policy.interface import VLAPolicy
+from rlco_policy.registry import policy_class
+from rlco_policy.statistics import statistics_from_json
+from rlco_sim_bridge.pool import PROCESS_BYTES, SCENE_BYTES
+from rlco_trainer.config import StageOneConfig, StageTwoConfig, roots
+from rlco_trainer.dataset.reader import load_proprioception
+from rlco_trainer.memory import available_bytes, resident_bytes
+from rlco_trainer.rollout import open_pool
+from rlco_trainer.stage1 import StageOne, proprioception_statistics
+from rlco_trainer.stage2 import StageTwo
+
+TRIAL_STEPS = 3
+HOST = "host memory"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that takes memory. place: HOST or a torch device. advice: what makes it smaller."""
+
+    name: str
+    bytes: float
+    place: str = HOST
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """parts: what takes memory. available: bytes by place. seconds: None where no trial was made."""
+
+    parts: tuple[Part, ...]
+    available: dict[str, int]
+    notes: tuple[str, ...] = ()
+    seconds: float | None = None
+
+    def needed(self, place: str) -> float:
+        return sum(part.bytes for part in self.parts if part.place == place)
+
+    def require_fit(self) -> None:
+        """Raises TrainingError, with the largest part and how to make it smaller, when a place is too small."""
+        for place, available in self.available.items():
+            if self.needed(place) > available:
+                largest = max((part for part in self.parts if part.place == place), key=lambda part: part.bytes)
+                raise TrainingError(
+                    f"the run does not fit: about {self.needed(place) / GIB:.1f} GiB of {place} are needed, "
+                    f"{available / GIB:.1f} GiB are available; the largest part is '{largest.name}' with "
+                    f"{largest.bytes / GIB:.1f} GiB. {largest.advice}")
+
+    def text(self) -> str:
+        """For the terminal."""
+        lines = []
+        for place, available in self.available.items():
+            lines += [f"  {_size(part.bytes)}  {part.name}" for part in self.parts if part.place == place]
+            lines.append(f"  {_size(self.needed(place))}  of {place} in all; {_size(available).strip()} are available")
+        if self.seconds is not None:
+            lines.append(f"  about {self.seconds / 60:.1f} min on this machine as busy as it is now")
+        return "\n".join([*lines, *self.notes])
+
+
+def plan_stage1(config: StageOneConfig, *, trial: bool = True) -> Plan:
+    """Plan of a Stage I run. Raises TrainingError when it does not fit."""
+    contract = load_contract(config.contract)
+    cls = policy_class(config.policy)
+    settings = from_mapping(cls.config_class, config.policy_config, f"policy '{config.policy}'")
+    policy = cls.blank(settings, contract, proprioception_statistics(config, contract), _assets(settings))
+    batch = -(-config.batch_size // config.micro_batches)
+    plan = _plan(policy, "sft", config, [
+        *_training_parts(policy, "sft", config, batch),
+        *_dataset_parts(policy, {"real": config.real, "sim": config.sim}),
+        *([Part("averaged weights", footprint(policy, "sft").trainable * 4, _place(config))] if config.ema else []),
+    ])
+    plan.require_fit()
+    if not trial:
+        return plan
+    with _trial(config) as out:
+        run = StageOne(dataclasses.replace(config, out=out), contract)
+        run.train_step()
+        started = time.monotonic()
+        for _ in range(TRIAL_STEPS):
+            run.train_step()
+        seconds = (time.monotonic() - started) / TRIAL_STEPS * config.steps
+        if run.held_out is not None:
+            started = time.monotonic()
+            run.monitor()
+            seconds += (time.monotonic() - started) * config.steps / config.monitor_every
+    return dataclasses.replace(plan, seconds=seconds)
+
+
+def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
+    """Plan of a Stage II run. Raises TrainingError when it does not fit."""
+    contract = load_contract(config.contract)
+    start, description = resolve(config.start), read_description(config.start)
+    cls = policy_class(description["policy"])
+    settings = from_mapping(cls.config_class, description["config"] | config.policy_config, str(config.start))
+    policy = cls.blank(settings, contract, statistics_from_json(description["statistics"], str(start)), start / ASSETS)
+    micro = -(-max(config.ppo.minibatch_size, config.sft_batch_size, config.replay.batch_size) // config.micro_batches)
+    parts = _training_parts(policy, "rl", config, micro)
+    parts += _dataset_parts(policy, {"real": config.real, "replay.demos": config.replay.demos})
+    chunks = config.max_chunks or -(-contract.task(config.task).max_steps // policy.spec.chunk)
+    decision = _bytes_of(policy.example_inputs())
+    # sampled chunks exist twice while they are put together; traces hold one chunk or chain, small beside the images
+    parts.append(Part("rollout", 2 * config.episodes * chunks * decision, advice="Fewer episodes per iteration."))
+    if config.replay.updates:
+        parts.append(Part("success replay", 2 * config.replay.capacity * decision, advice="Lower replay.capacity."))
+    if config.backend == "cpu":
+        processes = max(1, config.workers)
+        parts.append(Part(f"simulators, {config.scenes} scenes in {processes} processes",
+                          processes * PROCESS_BYTES + config.scenes * SCENE_BYTES, advice="Fewer workers or scenes."))
+    plan = _plan(policy, "rl", config, parts)
+    plan.require_fit()
+    return dataclasses.replace(plan, seconds=_try_iteration(config, contract)) if trial else plan
+
+
+def _try_iteration(config: StageTwoConfig, contract: Contract) -> float:
+    """Seconds of the whole run, from one iteration with an episode in each scene."""
+    episodes = min(config.episodes, config.scenes)
+    factor = config.episodes / episodes
+    with _trial(config) as out:
+        small = dataclasses.replace(config, out=out, episodes=episodes, measure_episodes=episodes, critic_warmup=0,
+                                    replay=dataclasses.replace(config.replay, min_size=1))
+        run = StageTwo(small, contract)
+        with open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
+                       backend=config.backend) as pool:
+            run.collect(pool)                               # the first pictures of a process cost more
+            seconds = {}
+            rollout, seconds["collect"] = _timed(lambda: run.collect(pool)[0])
+            _, seconds["ppo"] = _timed(lambda: run._ppo_phase(rollout))
+            _, seconds["replay"] = _timed(run._replay_phase)
+            _, seconds["monitor"] = _timed(run.monitor)
+            _, seconds["measure"] = _timed(lambda: run.measure(pool))
+    measured = seconds["measure"] * config.measure_episodes / episodes
+    iteration = factor * (seconds["collect"] + seconds["ppo"]) + seconds["replay"] + seconds["monitor"]
+    whole = config.iterations * (iteration + measured / config.measure_every) + measured
+    return min(whole, config.time_limit_s + measured) if config.time_limit_s else whole
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:6.1f} GiB" if count >= GIB else f"{count / 2**20:6.1f} MiB"
+
+
+def _timed(function):
+    started = time.monotonic()
+    return function(), time.monotonic() - started
+
+
+def _trial(config):
+    torch.set_num_threads(config.threads)
+    return _TemporaryPath(prefix="rlco_plan_")
+
+
+class _TemporaryPath(tempfile.TemporaryDirectory):
+    def __enter__(self) -> Path:
+        return Path(super().__enter__())
+
+
+def _plan(policy: VLAPolicy, stage: str, config, parts: list[Part]) -> Plan:
+    """Adds what this process takes already, and what there is."""
+    held = resident_bytes()
+    parts.append(Part("interpreter and libraries", held))
+    available = {HOST: available_bytes() + held}
+    if _place(config) != HOST:
+        available[_place(config)] = torch.cuda.mem_get_info(config.device)[0]
+    it = footprint(policy, stage)
+    notes = [f"  {it.parameters / 1e6:,.1f} M parameters, {it.trainable / 1e6:,.1f} M of them trained"]
+    if _empty(policy):
+        notes.append("  activations are not included: they are measured with the weights in place, see docs/policies.md")
+    return Plan(tuple(parts), available, tuple(notes))
+
+
+def _training_parts(policy: VLAPolicy, stage: str, config, batch: int) -> list[Part]:
+    it, place = footprint(policy, stage), _place(config)
+    smaller = "Train fewer weights (LoRA, trains: expert), use bfloat16, or a device with more memory."
+    parts = [Part("weights", it.weights, place, smaller),
+             Part("gradients and AdamW's moments", it.gradients + it.optimizer, place, smaller)]
+    if not _empty(policy):
+        parts.append(Part(f"activations of {batch} samples", batch * activation_bytes(policy, stage), place,
+                          "Raise micro_batches."))
+    return parts
+
+
+def activation_bytes(policy: VLAPolicy, stage: str) -> float:
+    """Bytes that one more sample of a batch keeps for the backward pass, counted on two small batches."""
+    def kept(batch: int) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor):
+            storage = tensor.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            held.append(tensor)         # so that no address is used again while we count
+            return tensor
+
+        held: list = []
+        inputs, generator = policy.example_inputs(batch), torch.Generator().manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            if stage == "rl":
+                policy.evaluate(inputs, policy.sample(inputs, generator=generator).trace)
+            else:
+                policy.sft_loss(inputs, torch.zeros(batch, policy.spec.horizon, policy.spec.action_dim), generator=generator)
+        return sum(sizes.values())
+
+    return (kept(4) - kept(2)) / 2
+
+
+def _dataset_parts(policy: VLAPolicy, named: dict[str, str | tuple[str, ...]]) -> list[Part]:
+    """Datasets are held in memory, their images at the policy's size."""
+    picture = 3 * policy.spec.image_size**2 * len(policy.contract.cameras)
+    frames = {name: sum(len(load_proprioception(root)) for root in roots(found)) for name, found in named.items() if found}
+    return [Part(f"dataset {name}", count * picture, advice="Use fewer episodes.") for name, count in frames.items()]
+
+
+def _assets(settings) -> Path:
+    """The folder with the small files (tokenizer) of a policy with a base model; unused by the others."""
+    if getattr(settings, "pretrained", ""):
+        return ModelFolder.open(settings.pretrained, getattr(settings, "revision", "")).path
+    return Path(getattr(settings, "tokenizer", ""))
+
+
+def _empty(policy: VLAPolicy) -> bool:
+    return any(parameter.is_meta for parameter in policy.parameters())
+
+
+def _bytes_of(inputs: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in inputs.values())
+
+
+def _place(config) -> str:
+    return HOST if torch.device(config.device).type == "cpu" else config.device
+
