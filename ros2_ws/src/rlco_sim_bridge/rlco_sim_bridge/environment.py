@@ -38,8 +38,9 @@ UPRIGHT = np.array([0.0, 0.0, 0.0, 1.0])
 class TabletopEnv(BaseEnv):
     """Robot, table, lights and cameras of a domain, and the bodies of the task that a subclass names.
 
-    The initial state of an episode is `task.sample(seed)`, for every backend and number of environments. `info` has success
-    and fail. Reward: sparse (1 at success) or normalized_dense (progress towards the goal, 1 at success).
+    The initial state of an episode is `task.sample(seed)`, for every backend and number of environments. `named` [N, bodies]:
+    which body the instruction means. `info` has success and fail. Reward: sparse (1 at success) or normalized_dense (progress
+    towards the goal, 1 at success).
     """
 
     TASK: str
@@ -152,11 +153,11 @@ class TabletopEnv(BaseEnv):
     def evaluate(self):
         if self._start is None:
             return {}
-        success, failure = self.task.judge(self._start, self.snapshot(), self._named, self._in_play)
+        success, failure = self.task.judge(self._start, self.snapshot(), self.named, self._in_play)
         return {"success": success, "fail": failure & ~success}
 
     def compute_normalized_dense_reward(self, obs, action, info):
-        progress = self.task.progress(self._start, self.snapshot(), self._named, self._goals).clamp(0.0, 1.0)
+        progress = self.task.progress(self._start, self.snapshot(), self.named, self._goals).clamp(0.0, 1.0)
         return torch.where(info["success"], torch.ones_like(progress), progress)
 
     def _get_obs_extra(self, info):
@@ -199,12 +200,12 @@ class TabletopEnv(BaseEnv):
         goals = torch.tensor(np.array([self.task.goal(state) for state in states]), dtype=torch.float32)
         if self._start is None:
             self._start = Snapshot(**{key: torch.zeros((self.num_envs, *value.shape[1:])) for key, value in fresh.items()})
-            self._named = torch.zeros((self.num_envs, len(names)), dtype=torch.bool)
+            self.named = torch.zeros((self.num_envs, len(names)), dtype=torch.bool)
             self._in_play = torch.zeros((self.num_envs, len(names)), dtype=torch.bool)
             self._goals = torch.zeros((self.num_envs, 3))
         for key, value in fresh.items():
             getattr(self._start, key)[env_idx] = value
-        self._named[env_idx], self._in_play[env_idx], self._goals[env_idx] = named, in_play, goals
+        self.named[env_idx], self._in_play[env_idx], self._goals[env_idx] = named, in_play, goals
 
 
 @register_env("RlcoPickPlace-v1", max_episode_steps=60)
