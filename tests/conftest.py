@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,51 @@ os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["OMP_NUM_THREADS"] = "1"     # several processes share the cores; torch threads that wait for them cost most
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+SLOW_S = 30.0       # a test that takes longer is named at once
+LONG_TIMEOUT_S = 1200
+_begun = time.monotonic()
 _counter = itertools.count()
+
+
+class Live:
+    """Tells of failures and of slow tests when they happen: a run that is cut off has then said what went wrong."""
+
+    def __init__(self, terminal):
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self._terminal.write_line(f"\n--- {report.nodeid} failed in {report.when} after {report.duration:.0f} s\n"
+                                      f"{report.longreprtext[-4000:]}\n{report.capstdout[-2000:]}")
+        elif report.duration > SLOW_S:
+            self._terminal.write(f"[{report.nodeid.rpartition('/')[2]} {report.when} {report.duration:.0f} s]")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--budget", type=float, default=float(os.environ.get("RLCO_TEST_BUDGET_S", "inf")), metavar="SECONDS",
+                     help="begin no long test after so many seconds; what was left out is listed as skipped")
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests come last."""
+    items.sort(key=lambda item: item.get_closest_marker("long") is not None)
+    for item in items:
+        if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(LONG_TIMEOUT_S))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    budget = item.config.getoption("budget")
+    if item.get_closest_marker("long") and time.monotonic() - _begun > budget:
+        pytest.skip(f"not run: it is long, and the {budget:.0f} s of this run are over")
+
+
+@pytest.hookimpl(trylast=True)      # the terminal is registered by then
+def pytest_configure(config):
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Live(terminal))
 
 
 @contextmanager

@@ -156,6 +156,7 @@ def test_a_batch_that_breaks_the_loss_is_kept_and_no_weight_moves(policy, tmp_pa
     assert torch.isnan(kept["rl"]["advantage"]).nonzero().flatten().tolist() == [3]
 
 
+@pytest.mark.long
 def test_with_replay_and_control_a_resumed_run_equals_an_uninterrupted_one(tiny_datasets, untrained, tmp_path, contract,
                                                                            monkeypatch):
     def some_succeed(policy, pool, seeds, **options):

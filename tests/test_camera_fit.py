@@ -79,6 +79,7 @@ def test_the_overlay_draws_the_outlines_of_the_rendering():
         overlay(photograph, rendering[:30])
 
 
+@pytest.mark.long
 def test_align_fits_a_photograph_and_view_shows_the_scene(tmp_path, capsys):
     """With a picture of the stand-in in place of a photograph: its camera is found from marked points."""
     standin = load_domain("standin").camera("front_camera", "push_cube")

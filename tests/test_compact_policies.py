@@ -124,6 +124,7 @@ def test_masked_steps_do_not_matter(policy, inputs):
     assert torch.isfinite(out.loss) and not torch.equal(out.per_sample, full.per_sample)
 
 
+@pytest.mark.long
 def test_it_learns_which_object_the_instruction_names():
     """Two squares per picture; the action points at the named one, and away from it in later steps of the horizon."""
     rng = np.random.default_rng(0)

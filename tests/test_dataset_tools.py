@@ -277,6 +277,7 @@ def test_two_bags_of_one_name_are_not_mixed_up(bags, tmp_path):
 
 # -- a killed build
 
+@pytest.mark.long
 def test_a_killed_build_goes_on_and_gives_the_same_dataset(tmp_path, monkeypatch):
     contract = load_contract()
     writer = SyntheticBag(contract, tmp_path / "bags")
@@ -381,6 +382,7 @@ def test_a_policy_alone_demonstrates_nothing_unless_asked(tmp_path):
         build_dataset(CONTRACT, [bag], tmp_path / "dataset", quiet=True)
 
 
+@pytest.mark.long
 def test_a_takeover_over_ros_becomes_a_correction(contract, briefly_trained, ros_domain, tmp_path):
     """Bridge, gate, recorder, policy and operator as processes: the policy starts, the operator takes over and succeeds."""
     def driver(processes):
@@ -675,6 +677,7 @@ def test_a_dry_run_writes_the_card_and_lists_the_files(whole, tmp_path, capsys):
         assert words in card
 
 
+@pytest.mark.long
 def test_pushing_without_a_network_or_a_token_says_so(whole, tmp_path):
     def push(**environment):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
@@ -692,6 +695,7 @@ def test_pushing_without_a_network_or_a_token_says_so(whole, tmp_path):
 
 # -- the documentation
 
+@pytest.mark.long
 def test_the_commands_of_the_documentation_run(tmp_path, monkeypatch, capsys):
     contract = load_contract()
     for directory, first in (("bags/monday", 0), ("bags/tuesday", 3)):

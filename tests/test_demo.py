@@ -2,10 +2,9 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
+from commands import rlco
 
 from rlco_common.records import read_records, success_rate
 from rlco_policy.checkpoint import read_description
@@ -13,7 +12,7 @@ from rlco_teleop.bags import find_episodes, read_episode_metadata
 from rlco_trainer.dataset.reader import read_sidecar
 from rlco_trainer.metrics import read_metrics
 
-pytestmark = pytest.mark.timeout(1000)     # the first test pays for the whole demo
+pytestmark = [pytest.mark.long, pytest.mark.timeout(2500)]     # the first test pays for the whole demo
 ARMS = ("real_only", "sft_cotraining", "rl_co")
 
 
@@ -21,8 +20,7 @@ ARMS = ("real_only", "sft_cotraining", "rl_co")
 def demo(tmp_path_factory):
     """(directory, terminal output) of a mini demo, run as a user runs it."""
     out = tmp_path_factory.mktemp("demo") / "mini"
-    result = subprocess.run([sys.executable, "-m", "rlco_trainer.cli", "demo", "--scale", "mini", "--out", str(out)],
-                            capture_output=True, text=True, timeout=900)
+    result = rlco("demo", "--scale", "mini", "--out", out, timeout=2400)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return out, result.stdout
 
@@ -87,8 +85,7 @@ def test_the_page_is_self_contained(demo):
 def test_a_finished_demo_is_not_run_again(demo):
     out, _ = demo
     before = json.loads((out / "demo.json").read_text())["seconds"]
-    result = subprocess.run([sys.executable, "-m", "rlco_trainer.cli", "demo", "--scale", "mini", "--out", str(out)],
-                            capture_output=True, text=True, timeout=300)
+    result = rlco("demo", "--scale", "mini", "--out", out, timeout=300)
     assert result.returncode == 0, result.stderr[-2000:]
     assert result.stdout.count("done before") == 7
     after = json.loads((out / "demo.json").read_text())["seconds"]
@@ -97,7 +94,6 @@ def test_a_finished_demo_is_not_run_again(demo):
 
 def test_other_settings_in_the_same_place_are_refused(demo):
     out, _ = demo
-    result = subprocess.run([sys.executable, "-m", "rlco_trainer.cli", "demo", "--out", str(out)], capture_output=True,
-                            text=True, timeout=120)
+    result = rlco("demo", "--out", out, timeout=120)
     assert result.returncode == 1
     assert "--fresh" in result.stderr

@@ -20,6 +20,7 @@ def command(out, *extra):
     return [sys.executable, "-m", "rlco_trainer.cli", "demos", "push_cube", "-n", str(COUNT), "--out", str(out), *extra]
 
 
+@pytest.mark.long
 def test_a_killed_generation_goes_on_and_gives_the_same_dataset(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     spool = tmp_path / ".killed.demos"

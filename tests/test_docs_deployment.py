@@ -80,6 +80,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.long
 def test_policy_takeover_remote_and_shadow_on_the_stand_in(place, ros_domain, capsys, monkeypatch):
     """The page from top to bottom, in one graph."""
     monkeypatch.chdir(place)
@@ -144,6 +145,7 @@ def command_to(address):
     return [word.replace("ws://gpu-machine:8000", address) for word in command("rlco up deploy checkpoint:=ws://")[1:]]
 
 
+@pytest.mark.long
 def test_trials_with_one_command(place, ros_domain, monkeypatch, capsys):
     monkeypatch.chdir(place)
     words = command("rlco deploy")[1:]

@@ -57,6 +57,7 @@ def test_the_examples_are_protocols():
     assert [len(protocol.initial_states) for protocol in real] == [2]
 
 
+@pytest.mark.long
 def test_evaluate_and_report_on_the_stand_in(place, capsys):
     protocol, short, report = (*commands("rlco eval docs/examples/evaluation_standin"), *commands("rlco eval runs"),
                                *commands("rlco report"))

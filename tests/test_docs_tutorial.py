@@ -50,6 +50,7 @@ def place(tmp_path_factory):
     return tmp_path_factory.mktemp("tutorial")
 
 
+@pytest.mark.long
 def test_the_tutorial_leads_from_nothing_to_a_policy_and_its_figures(place, monkeypatch, ros_domain, capsys):
     monkeypatch.chdir(place)
     for command in filter(beginning, TUTORIAL):

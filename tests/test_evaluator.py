@@ -115,6 +115,7 @@ def test_an_evaluation_goes_on_where_it_was_and_never_mixes_checkpoints(tmp_path
 # -- over ROS
 
 
+@pytest.mark.long
 def test_the_node_runs_a_protocol_and_tells_how_far_it_is(tmp_path, checkpoints, ros_domain):
     path = written(tmp_path, protocol_text(Protocol("push_cube", checkpoints, out=tmp_path / "out", trials=1, workers=0)))
     with Processes(tmp_path / "logs", ros_domain) as processes, RosClient("visitor", ros_domain, processes.check) as client:
@@ -126,6 +127,7 @@ def test_the_node_runs_a_protocol_and_tells_how_far_it_is(tmp_path, checkpoints,
     assert "(n=1)" in result and len(read_records(tmp_path / "out" / "trials.jsonl")) == 2
 
 
+@pytest.mark.long
 def test_blind_trials_over_ros_leave_bags_films_and_no_names(tmp_path, checkpoints, ros_domain, capfd):
     protocol = Protocol("push_cube", checkpoints, out=tmp_path / "out", seeds=(3,), over_ros=True, lockstep=True, blind=True)
     progress = []

@@ -15,6 +15,7 @@ from rlco_trainer.stage2 import train_stage2
 LARGE = ("openvla", "pi05")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LARGE)
 def test_both_stages_run_and_resume(name, tiny_datasets, tmp_path, contract):
     config = CONFIGS[name]()

@@ -252,6 +252,7 @@ def test_shipped_files_end_as_a_whole_and_start_the_packages_they_depend_on():
         assert all(f"<exec_depend>{key}</exec_depend>" in manifest for key in ("launch_ros", "launch_xml", "ros2launch"))
 
 
+@pytest.mark.long
 def test_every_parameter_of_the_shipped_files_reaches_its_node(tmp_path, ros_domain):
     """Every node runs as its launch file starts it; what a parameter file sets wins over the other arguments."""
     own = tmp_path / "own.yaml"

@@ -1,12 +1,12 @@
 """Data parallelism: the number of processes changes nothing but rounding."""
 
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
 import yaml
+from commands import run_tree
 from test_stage2_loss import make_policy, real_batch, synthetic_rollout
 from test_training import stage1_config, stage2_config
 
@@ -20,8 +20,9 @@ from rlco_trainer.updates import acting_weights, replay_step, update_step
 
 
 def torchrun(processes: int, *arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                    *arguments], check=True, timeout=300, capture_output=True, text=True)
+    done = run_tree([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                     *arguments], timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def write(config, path):
@@ -35,6 +36,7 @@ def test_parts_cover_a_batch_once_over_all_processes(total, size, micro_batches)
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(total))
 
 
+@pytest.mark.long
 def test_stage1_on_two_processes_equals_one(tiny_datasets, tmp_path, contract):
     one = stage1_config(tiny_datasets, tmp_path / "one", batch_size=7, ema=0.5)
     two = stage1_config(tiny_datasets, tmp_path / "two", batch_size=7, ema=0.5)
@@ -58,6 +60,7 @@ def stage2_updates(peers: Peers) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
 
 
+@pytest.mark.long
 def test_stage2_updates_on_two_processes_equal_one(tmp_path):
     torchrun(2, __file__, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
@@ -66,6 +69,7 @@ def test_stage2_updates_on_two_processes_equal_one(tmp_path):
     torch.testing.assert_close(found[0], stage2_updates(Peers()), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_stage2_on_two_processes_shares_the_episodes(tiny_datasets, untrained, tmp_path):
     config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", iterations=1)
     torchrun(2, "-m", "rlco_trainer.cli", "train", "stage2", write(config, tmp_path / "run.yaml"))

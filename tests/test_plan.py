@@ -38,6 +38,7 @@ def stage2(tmp_path, tiny_datasets, untrained):
                           replay=ReplayConfig(updates=1, batch_size=4, demos=str(tiny_datasets["sim"])))
 
 
+@pytest.mark.long
 def test_the_memory_of_stage_one_is_about_what_a_run_takes(stage1):
     predicted = plan_stage1(stage1, trial=False).needed(HOST)
     arguments = [f"{name}={getattr(stage1, name)}" for name in ("out", "real", "sim", "steps", "batch_size", "held_out")]
@@ -47,6 +48,7 @@ def test_the_memory_of_stage_one_is_about_what_a_run_takes(stage1):
     assert 0.6 < predicted / peak < 1.5, f"predicted {predicted / GIB:.2f} GiB, taken {peak / GIB:.2f} GiB"
 
 
+@pytest.mark.long
 def test_time_is_measured_and_nothing_is_left_in_the_run_directory(stage1, stage2):
     first, second = plan_stage1(stage1), plan_stage2(stage2)
     assert 0 < first.seconds < second.seconds
@@ -54,6 +56,7 @@ def test_time_is_measured_and_nothing_is_left_in_the_run_directory(stage1, stage
     assert re.search(r"simulators, 4 scenes in 1 processes(.|\n)*min on this machine", second.text())
 
 
+@pytest.mark.long
 def test_a_run_that_ends_by_the_clock_is_not_planned_beyond_it(stage2):
     assert plan_stage2(replace(stage2, iterations=10**6, time_limit_s=5.0)).seconds < 600
 

@@ -4,6 +4,7 @@ import json
 import time
 
 import numpy as np
+import pytest
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
@@ -42,6 +43,7 @@ def pose_of(item):
     return Pose([position.x, position.y, position.z], [orientation.x, orientation.y, orientation.z, orientation.w])
 
 
+@pytest.mark.long
 def test_two_lock_step_runs_give_the_same_bags_and_only_the_gate_commands_the_arm(tmp_path, ros_domain):
     def only_the_gate(client):
         for topic in (CONTRACT.topics.target_pose, CONTRACT.topics.gripper_command):

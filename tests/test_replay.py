@@ -48,6 +48,7 @@ def bags(tmp_path_factory, module_ros_domain):
     return recorded
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["twin", "standin", "varied"])
 def test_a_recorded_lock_step_episode_comes_out_again_to_the_last_bit(bags, name):
     """Motion, gripper, pictures and success: a bag's commands and metadata are all there is to an episode."""

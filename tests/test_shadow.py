@@ -89,6 +89,7 @@ def test_what_is_no_recording_is_refused_by_name(briefly_trained, tmp_path):
         list(operated(CONTRACT, tmp_path / "nothing", 64))
 
 
+@pytest.mark.long
 def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_trained, ros_domain, tmp_path):
     """The operator drives the stand-in in lock step; the policy node in shadow mode reports what `rlco shadow` finds later."""
     def driver(processes):

@@ -83,6 +83,7 @@ def test_a_configuration_that_cannot_be_is_refused_with_the_reason(graph, tmp_pa
     assert client.change_state("/trainer", Transition.TRANSITION_CONFIGURE) is False
 
 
+@pytest.mark.long
 def test_a_run_that_fails_says_why(graph, tiny_datasets, untrained, tmp_path):
     processes, client = graph
     config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", min_initial_success=0.9)
@@ -91,6 +92,7 @@ def test_a_run_that_fails_says_why(graph, tiny_datasets, untrained, tmp_path):
     client.wait_until(lambda: "RL hardly starts from there" in state_of_training(health), 120, "the reason")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stage", ("one", "two"))
 def test_a_stopped_run_resumes_to_the_same_weights(stage, tiny_datasets, untrained, tmp_path, contract):
     def config(out):
@@ -107,6 +109,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(stage, tiny_datasets, untrain
     assert same_weights(whole, train(config(tmp_path / "cut"), quiet=True), contract)
 
 
+@pytest.mark.long
 def test_interrupting_the_command_saves_and_says_how_to_go_on(tiny_datasets, tmp_path):
     config = stage1_config(tiny_datasets, tmp_path / "run", steps=MANY, save_every=MANY, monitor_every=MANY, log_every=1)
     source = write(config, tmp_path / "stage1.yaml")

@@ -101,6 +101,7 @@ def test_stage2_refuses_a_policy_that_never_succeeds(tiny_datasets, untrained, t
         train_stage2(config, quiet=True)
 
 
+@pytest.mark.long
 def test_stage2_stops_when_there_is_nothing_to_learn(tiny_datasets, untrained, tmp_path):
     config = stage2_config(tiny_datasets, untrained["compact_token"], tmp_path / "run", iterations=20, beta=0.0,
                            measure_every=100)
@@ -109,6 +110,7 @@ def test_stage2_stops_when_there_is_nothing_to_learn(tiny_datasets, untrained, t
     assert len(read_metrics(config.out / "metrics.jsonl")) <= 8
 
 
+@pytest.mark.long
 def test_memory_stays_where_it_is(tiny_datasets, untrained, tmp_path, contract):
     """Rollout, update and saving: after 8 iterations, which fill the replay, 24 more add next to nothing."""
     replay = ReplayConfig(updates=1, batch_size=2, capacity=50, demos=str(tiny_datasets["sim"]), min_size=1)
@@ -126,6 +128,7 @@ def test_memory_stays_where_it_is(tiny_datasets, untrained, tmp_path, contract):
     assert resident_bytes() - filled < 12 * 2**20
 
 
+@pytest.mark.long
 def test_episodes_come_back_in_seed_order_for_any_number_of_scenes(untrained, contract):
     policy = load_policy(untrained["compact_flow"], contract)
     outcomes = []

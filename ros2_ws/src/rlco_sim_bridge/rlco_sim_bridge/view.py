@@ -22,13 +22,22 @@ def side_by_side(contract: Contract, task: str, domains: Sequence[str | Domain] 
 
     Shape [height, n * width + (n - 1) * 8, 3]. Raises TwinError without a renderer.
     """
-    pictures = []
+    return side_by_sides(contract, task, [seed], domains, variation=variation, width=width, height=height, shader=shader)[0]
+
+
+def side_by_sides(contract: Contract, task: str, seeds: Sequence[int], domains: Sequence[str | Domain] = ("twin", "standin"), *,
+                  variation: Variation = NOMINAL, width: int = 640, height: int = 480,
+                  shader: str = "default") -> list[np.ndarray]:
+    """A picture as of side_by_side for every seed; each domain's scene is built once."""
+    columns = []
     for domain in domains:
         twin = Twin(contract, task, domain, variation=variation)
-        twin.reset(seed)
-        pictures.append(twin.picture(width, height, shader))
+        columns.append([])
+        for seed in seeds:
+            twin.reset(seed)
+            columns[-1].append(twin.picture(width, height, shader))
         twin.close()
-    return joined(pictures, axis=1)
+    return [joined(row, axis=1) for row in zip(*columns, strict=True)]
 
 
 def task_grid(contract: Contract, tasks: Sequence[str], columns: Sequence[tuple[str, Variation]], seed: int = 0, *,

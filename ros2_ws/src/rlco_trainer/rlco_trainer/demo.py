@@ -29,12 +29,14 @@ class Scale:
     rl_overrides: tuple[str, ...]
     trials: int
     ros_trials: int
+    workers: int = 2
+    scenes: int = 16
 
 
 SCALES = {
     "full": Scale(real_demos=20, sim_demos=50, sft_steps=400, rl_overrides=(), trials=100, ros_trials=4),
-    "mini": Scale(real_demos=4, sim_demos=8, sft_steps=20, trials=4, ros_trials=1, rl_overrides=(
-        "iterations=2", "episodes=8", "scenes=4", "measure_episodes=4", "measure_every=1", "min_initial_success=0",
+    "mini": Scale(real_demos=4, sim_demos=8, sft_steps=20, trials=4, ros_trials=1, workers=0, scenes=4, rl_overrides=(
+        "iterations=2", "episodes=8", "scenes=4", "workers=0", "measure_episodes=4", "measure_every=1", "min_initial_success=0",
         "held_out=1", "critic_warmup=1", "sft_batch_size=16", "ppo.minibatch_size=16",
         "replay.updates=2", "replay.min_size=16")),
 }
@@ -99,7 +101,7 @@ class _Demo:
         from rlco_trainer.dataset.simulated import write_simulated_demos
 
         frames = write_simulated_demos(self.contract, self.out / "datasets" / "sim", task=TASK, domain="twin",
-                                       count=self.scale.sim_demos, noise=0.1, workers=2, overwrite=True)
+                                       count=self.scale.sim_demos, noise=0.1, workers=self.scale.workers, overwrite=True)
         return f"{self.scale.sim_demos} episodes, {frames} ticks"
 
     def build(self) -> str:
@@ -136,7 +138,8 @@ class _Demo:
         seeds = EVALUATION[: self.scale.trials]
         policies = {arm: self.out / arm / "policy" for arm in ARMS}
         for domain in ("standin", "twin"):
-            with open_pool(self.contract, load_policy(policies["rl_co"]), TASK, domain, scenes=16, workers=2) as pool:
+            with open_pool(self.contract, load_policy(policies["rl_co"]), TASK, domain, scenes=self.scale.scenes,
+                           workers=self.scale.workers) as pool:
                 for arm, policy in policies.items():
                     evaluate(policy, arm, self.contract, task=TASK, domain=domain, seeds=seeds,
                              records=self.out / "trials.jsonl", pool=pool)

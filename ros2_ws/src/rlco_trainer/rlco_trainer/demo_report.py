@@ -23,7 +23,8 @@ def write_demo_report(out: Path, contract: Contract, task: str, step_seconds: di
 
 def _pictures(contract: Contract, task: str) -> dict[str, np.ndarray]:
     """The same initial state in both domains, large for people."""
-    from rlco_sim_bridge.view import side_by_side
+    from rlco_sim_bridge.view import side_by_sides
 
-    return {f"Initial state {seed}: twin (left) and stand-in (right)": side_by_side(contract, task, seed=seed)
-            for seed in EVALUATION[:2]}
+    seeds = EVALUATION[:2]
+    return {f"Initial state {seed}: twin (left) and stand-in (right)": picture
+            for seed, picture in zip(seeds, side_by_sides(contract, task, seeds), strict=True)}

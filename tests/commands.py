@@ -1,0 +1,25 @@
+"""Commands that start processes of their own, run so that a test that gives up leaves none of them behind."""
+
+import os
+import signal
+import subprocess
+import sys
+
+
+def run_tree(command: list[str], timeout: float, **options) -> subprocess.CompletedProcess:
+    """subprocess.run with captured text output; whatever ends it, the command's whole process group ends with it."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                          **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            out, err = process.communicate()
+            print(f"=== given up: {' '.join(command)}\n{out[-3000:]}\n{err[-3000:]}")
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def rlco(*arguments, timeout: float) -> subprocess.CompletedProcess:
+    """The `rlco` command in a process of its own."""
+    return run_tree([sys.executable, "-m", "rlco_trainer.cli", *map(str, arguments)], timeout)
