@@ -18,7 +18,7 @@ from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy._rclpy_pybind11 import RCLError
 from rclpy.executors import ExternalShutdownException, SingleThreadedExecutor
-from rclpy.lifecycle import LifecycleNode, TransitionCallbackReturn
+from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackReturn
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
@@ -85,7 +85,8 @@ def declare_contract(node: Node) -> Contract:
 class RlcoLifecycleNode(LifecycleNode):
     """Lifecycle node that brings itself to `active` when its `autostart` parameter is true.
 
-    A transition that raises RlcoError is logged with its message and refused, instead of ending the process.
+    A transition that raises RlcoError is logged with its message and refused, instead of ending the process. `close` gives
+    back what configuring took; it is called at cleanup and at the end of the process, also when nothing was configured.
     """
 
     def __init__(self, name: str, **kwargs):
@@ -98,6 +99,13 @@ class RlcoLifecycleNode(LifecycleNode):
         self._autostart_timer.cancel()
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self.close()
+        return super().on_cleanup(state)
 
     def guarded(self, step: Callable[[], None]) -> TransitionCallbackReturn:
         """Run a transition's work; an RlcoError becomes FAILURE with its message in the log."""

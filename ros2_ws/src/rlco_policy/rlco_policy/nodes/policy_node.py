@@ -120,10 +120,6 @@ class PolicyNode(RlcoLifecycleNode):
         self._endpoints.clear()
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.close()
-        return super().on_cleanup(state)
-
     def close(self) -> None:
         """End the inference thread and let go of the policy."""
         self._stop_worker()

@@ -89,11 +89,10 @@ class BridgeNode(RlcoLifecycleNode):
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
         self._endpoints.destroy()
-        self._cell.close()
         return super().on_cleanup(state)
 
     def close(self) -> None:
-        """Free the simulator when the process ends."""
+        """Free the simulator."""
         self._cell.close()
 
     def _connect(self) -> None:

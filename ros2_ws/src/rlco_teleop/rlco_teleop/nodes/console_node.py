@@ -94,10 +94,6 @@ class ConsoleNode(RlcoLifecycleNode):
         self._endpoints.clear()
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.close()
-        return super().on_cleanup(state)
-
     def close(self) -> None:
         """End the web server; called at clean-up and at the end of the process."""
         if self._server is not None:

@@ -68,10 +68,6 @@ class TeleopNode(RlcoLifecycleNode):
         self._endpoints.clear()
         return super().on_deactivate(state)
 
-    def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
-        self.close()
-        return super().on_cleanup(state)
-
     def close(self) -> None:
         """Free the device; called at clean-up and at the end of the process."""
         if self._device is not None:
