@@ -44,7 +44,8 @@ def test_stage1_on_two_processes_equals_one(tiny_datasets, tmp_path, contract):
     torchrun(2, "-m", "rlco_trainer.cli", "train", "stage1", write(two, tmp_path / "two.yaml"))
     first, second = (load_policy(config.out / "policy", contract).state_dict() for config in (one, two))
     for name, tensor in first.items():
-        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        # AdamW divides by the size of a gradient, so the rounding of the smallest ones shows
+        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
     rows = [read_metrics(config.out / "metrics.jsonl") for config in (one, two)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
 

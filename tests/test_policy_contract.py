@@ -161,6 +161,10 @@ def left_behind_value(self, features):
     return _super("_value")(self, features) + torch.zeros(len(features), device="cpu")
 
 
+def leaking_value(self, inputs):
+    return self.critic(self._features(inputs)).squeeze(-1)
+
+
 def long_act(self, inputs, *, steps=None, **keywords):
     return _super("act")(self, inputs, **keywords)
 
@@ -175,6 +179,7 @@ def training_train(self, mode=True):
     ("log_probabilities_are_float32_and_finite", {"sample": double_sample}),
     ("actions_stay_within_the_contract", {"sample": unclipped_sample}),
     ("rl_gradients_reach_every_group", {"_value": lambda self, features: features.detach().sum(-1)}),
+    ("the_critic_learns_alone", {"value": leaking_value}),
     ("groups_hold_every_trainable_parameter_once", {"param_groups": forgetful_groups}),
     ("supervised_gradient_reaches_the_whole_policy_and_nothing_else",
      {"__init__": with_idle_parameter, "param_groups": idle_groups}),

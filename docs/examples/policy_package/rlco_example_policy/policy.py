@@ -87,9 +87,10 @@ class GaussianPolicy(VLAPolicy):
         entropy = (self._std().log() + 0.5 * math.log(2 * math.pi * math.e)).mean().expand(len(features))
         return Evaluated(self._logprob(trace["x"], self._mean(features)), entropy, self._value(features))
 
-    @torch.no_grad()
     def value(self, inputs):
-        return self._value(self._features(inputs))
+        with torch.no_grad():
+            features = self._features(inputs)
+        return self._value(features)
 
     def param_groups(self):
         groups = {"policy": [], "value": list(self.critic.parameters()), "noise": [self.level]}

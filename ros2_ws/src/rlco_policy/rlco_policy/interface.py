@@ -75,7 +75,7 @@ class Evaluated:
 
 @dataclass
 class SftOut:
-    loss: Tensor                    # scalar: mean of per_sample, with gradient
+    loss: Tensor                    # scalar: (weighted) mean of per_sample, with gradient
     per_sample: Tensor              # [B] mean over a sample's valid action elements, detached
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -129,18 +129,21 @@ class VLAPolicy(nn.Module, ABC):
         """Randomly augmented copy for supervised training; same dtypes and shapes. Never used in RL or deployment."""
 
     def sft_loss(self, inputs: ModelInputs, actions: Tensor, valid: Tensor | None = None, *,
-                 generator: torch.Generator | None = None, draws: dict[str, Tensor] | None = None) -> SftOut:
+                 generator: torch.Generator | None = None, draws: dict[str, Tensor] | None = None,
+                 weights: Tensor | None = None) -> SftOut:
         """Supervised loss (paper, eq. 1). actions [B, horizon, A] physical; valid [B, horizon] bool, None = all.
 
         `draws` are the loss's random numbers (see sft_draws); without them they are drawn from `generator`. The loss
-        is the mean over samples of each sample's mean, so a batch may be split and its parts added by their sizes.
+        is the mean over samples of each sample's mean, so a batch may be split and its parts added by their sizes;
+        with `weights` [B] it is the sum of the samples' means times their weights.
         """
         if draws is None:
             draws = self.sft_draws(len(actions), require_generator(generator, "sft_loss"))
         errors, metrics = self.sft_errors(inputs, actions, draws)
         weight = torch.ones_like(errors) if valid is None else valid.to(errors).unsqueeze(-1).expand_as(errors)
         per_sample = (errors * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-        return SftOut(per_sample.mean(), per_sample.detach(), metrics)
+        loss = per_sample.mean() if weights is None else (per_sample * weights.to(per_sample)).sum()
+        return SftOut(loss, per_sample.detach(), metrics)
 
     @abstractmethod
     def sft_draws(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -170,7 +173,7 @@ class VLAPolicy(nn.Module, ABC):
 
     @abstractmethod
     def value(self, inputs: ModelInputs) -> Tensor:
-        """[B] state value for bootstrapping, no gradient."""
+        """[B] state value, with gradient to the "value" parameters alone: the rest is read as it is."""
 
     @abstractmethod
     def param_groups(self) -> dict[str, list[nn.Parameter]]:

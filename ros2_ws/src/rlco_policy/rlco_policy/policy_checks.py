@@ -77,7 +77,7 @@ def evaluation_repeats_the_sample(case: Case) -> None:
         _near(scored.value, sampled.value[order], LOGPROB_TOLERANCE, "evaluate() gives another value than sample()")
         ratio = (scored.logprob - sampled.logprob[order]).sum((1, 2)).exp()
         _near(ratio, torch.ones_like(ratio), 1e-2, "the ratio before the first step is not 1")
-    _near(policy.value(inputs), sampled.value, LOGPROB_TOLERANCE, "value() differs from sample().value")
+    _near(policy.value(inputs).detach(), sampled.value, LOGPROB_TOLERANCE, "value() differs from sample().value")
 
 
 def log_probability_follows_the_weights(case: Case) -> None:
@@ -111,6 +111,16 @@ def rl_gradients_reach_every_group(case: Case) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         _require(gradients and any(gradient.any() for gradient in gradients), f"no gradient reaches the group '{group}'")
         _require(all(torch.isfinite(gradient).all() for gradient in gradients), f"a gradient of '{group}' is not finite")
+
+
+def the_critic_learns_alone(case: Case) -> None:
+    own = case.copy()
+    own.set_stage("rl")
+    own.value(case.inputs).sum().backward()
+    groups = own.param_groups()
+    _require(any(p.grad is not None and p.grad.any() for p in groups["value"]), "no gradient of value() reaches the critic")
+    others = [p for name, group in groups.items() if name != "value" for p in group]
+    _require(all(p.grad is None or not p.grad.any() for p in others), "value() has a gradient beyond the group 'value'")
 
 
 def groups_hold_every_trainable_parameter_once(case: Case) -> None:
@@ -148,6 +158,9 @@ def supervised_loss_of_a_split_batch_adds_up(case: Case) -> None:
     whole = own.sft_loss(case.inputs, target, draws=draws)
     _shape(whole.per_sample, (BATCH,), "sft_loss().per_sample")
     _require(not whole.per_sample.requires_grad, "per_sample carries a gradient")
+    weights = torch.arange(BATCH) / BATCH
+    weighted = own.sft_loss(case.inputs, target, draws=draws, weights=weights).loss.detach()
+    _near(weighted, (whole.per_sample * weights.to(whole.per_sample)).sum(), 1e-4, "weights do not weigh the samples")
     whole.loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in own.named_parameters() if parameter.grad is not None}
     own.zero_grad(set_to_none=True)
@@ -358,7 +371,8 @@ def mixed_precision_keeps_float32_log_probabilities(case: Case) -> None:
 
 CHECKS: dict[str, Callable[[Case], None]] = {check.__name__: check for check in (
     evaluation_repeats_the_sample, log_probability_follows_the_weights, log_probabilities_are_float32_and_finite,
-    actions_stay_within_the_contract, rl_gradients_reach_every_group, groups_hold_every_trainable_parameter_once,
+    actions_stay_within_the_contract, rl_gradients_reach_every_group, the_critic_learns_alone,
+    groups_hold_every_trainable_parameter_once,
     supervised_gradient_reaches_the_whole_policy_and_nothing_else, supervised_loss_of_a_split_batch_adds_up,
     masked_steps_are_left_out, randomness_comes_from_the_generator_alone, weights_depend_on_the_seed_alone,
     train_mode_is_never_entered, a_sample_does_not_depend_on_its_batch, instruction_and_picture_matter,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
+from rlco_policy.interface import ModelInputs, ObsBatch, SftOut, VLAPolicy
 from rlco_trainer.dataset.reader import DemoBatch, DemoSet
 
 
@@ -26,6 +26,14 @@ class SftBatch:
         return SftBatch(rows(self.inputs, index), self.actions[index], self.valid[index], rows(self.draws, index))
 
 
+def joined(batches: list[SftBatch]) -> SftBatch:
+    """One batch of several, in order."""
+    first = batches[0]
+    return SftBatch({name: torch.cat([batch.inputs[name] for batch in batches]) for name in first.inputs},
+                    torch.cat([batch.actions for batch in batches]), torch.cat([batch.valid for batch in batches]),
+                    {name: torch.cat([batch.draws[name] for batch in batches]) for name in first.draws})
+
+
 def rows(tensors: dict[str, Tensor], index) -> dict[str, Tensor]:
     return {name: tensor[index] for name, tensor in tensors.items()}
 
@@ -42,8 +50,8 @@ def sft_batch(policy: VLAPolicy, demos: DemoBatch, generator: torch.Generator, *
     return SftBatch(inputs, actions, valid, policy.sft_draws(len(actions), generator))
 
 
-def sft_loss(policy: VLAPolicy, batch: SftBatch):
-    return policy.sft_loss(batch.inputs, batch.actions, batch.valid, draws=batch.draws)
+def sft_loss(policy: VLAPolicy, batch: SftBatch, weights: Tensor | None = None) -> SftOut:
+    return policy.sft_loss(batch.inputs, batch.actions, batch.valid, draws=batch.draws, weights=weights)
 
 
 def slices(total: int, parts: int) -> list[slice]:

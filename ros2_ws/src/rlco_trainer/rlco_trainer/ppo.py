@@ -49,28 +49,39 @@ def joint_logprob(logprob: Tensor, level: Literal["chunk", "action"]) -> Tensor:
 
 
 def rl_loss(policy: VLAPolicy, batch: RlBatch, config: PpoConfig, *, critic_only: bool = False) -> tuple[Tensor, dict]:
-    """Clipped PPO surrogate, clipped Huber value loss and entropy bonus, each a mean over the batch's samples."""
+    """Clipped PPO surrogate, clipped Huber value loss and entropy bonus, each a mean over the batch's samples.
+
+    critic_only: the value loss alone, whose gradient reaches the critic's own parameters and nothing else.
+    """
+    if critic_only:
+        value_loss = clipped_value_loss(policy.value(batch.inputs), batch, config)
+        return config.value_weight * value_loss, {"rl/value_loss": float(value_loss.detach())}
     scored = policy.evaluate(batch.inputs, batch.trace)
     log_ratio = joint_logprob(scored.logprob, config.level) - batch.logprob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
     advantage = batch.advantage.unsqueeze(1)
     surrogate = -torch.minimum(ratio * advantage, clipped * advantage).mean()
-    near = batch.value + (scored.value - batch.value).clamp(-config.value_clip, config.value_clip)
-    value_loss = torch.maximum(
-        torch.nn.functional.huber_loss(scored.value, batch.returns, reduction="none", delta=config.huber_delta),
-        torch.nn.functional.huber_loss(near, batch.returns, reduction="none", delta=config.huber_delta),
-    ).mean()
-    loss = config.value_weight * value_loss
-    if not critic_only:
-        loss = loss + config.surrogate_weight * surrogate - config.entropy_weight * scored.entropy.mean()
+    value_loss = clipped_value_loss(scored.value, batch, config)
+    loss = (config.value_weight * value_loss + config.surrogate_weight * surrogate
+            - config.entropy_weight * scored.entropy.mean())
     with torch.no_grad():
         metrics = {
-            "rl/surrogate": float(surrogate), "rl/value_loss": float(value_loss), "rl/entropy": float(scored.entropy.mean()),
+            "rl/surrogate": float(surrogate), "rl/value_loss": float(value_loss),
+            "rl/entropy": float(scored.entropy.mean()),
             "rl/kl": float((ratio - 1 - log_ratio).mean()),
             "rl/clip_fraction": float(((ratio - 1).abs() > config.clip).float().mean()),
         }
     return loss, metrics
+
+
+def clipped_value_loss(value: Tensor, batch: RlBatch, config: PpoConfig) -> Tensor:
+    """Huber loss of the value [N], or of the value held near its old one where that is larger; a mean."""
+    near = batch.value + (value - batch.value).clamp(-config.value_clip, config.value_clip)
+    return torch.maximum(
+        torch.nn.functional.huber_loss(value, batch.returns, reduction="none", delta=config.huber_delta),
+        torch.nn.functional.huber_loss(near, batch.returns, reduction="none", delta=config.huber_delta),
+    ).mean()
 
 
 def total_loss(policy: VLAPolicy, rl: RlBatch | None, sft: SftBatch | None, beta: float, config: PpoConfig, *,

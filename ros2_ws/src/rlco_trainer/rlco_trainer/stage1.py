@@ -22,6 +22,7 @@ from rlco_trainer.dataset.reader import load_datasets, load_proprioception, samp
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
+from rlco_trainer.updates import adamw
 
 
 class StageOne:
@@ -38,8 +39,7 @@ class StageOne:
             self.policy, state = load_run(checkpoint, contract)
         self.policy.to(config.device)
         self.policy.set_stage("sft")
-        self.optimizer = torch.optim.AdamW(self.policy.param_groups()["policy"], lr=config.lr,
-                                           weight_decay=config.weight_decay)
+        self.optimizer = adamw(self.policy.param_groups()["policy"], config.weight_decay, lr=config.lr)
         self.average = WeightAverage(self.policy, config.ema)
         if state is not None:
             self._restore(state)

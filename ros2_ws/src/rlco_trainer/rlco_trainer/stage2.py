@@ -24,7 +24,7 @@ from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
 from rlco_trainer.rollout import collate, open_pool, run_episodes
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
-from rlco_trainer.updates import acting_weights, make_optimizer, means, replay_step, update_step
+from rlco_trainer.updates import acting_weights, adamw, make_optimizer, means, replay_step, update_step
 
 STALLED_ITERATIONS = 5
 
@@ -46,8 +46,7 @@ class StageTwo:
         self.policy.set_stage("rl")
         self.optimizer = make_optimizer(self.policy, config)
         self.replay = SuccessReplay(config.replay.capacity)
-        self.replay_optimizer = torch.optim.AdamW(acting_weights(self.policy), lr=config.replay.lr,
-                                                  weight_decay=config.weight_decay)
+        self.replay_optimizer = adamw(acting_weights(self.policy), config.weight_decay, lr=config.replay.lr)
         self.average = WeightAverage(self.policy, config.ema)
         self.anchor = BetaController(config.beta, config.beta_control)
         self.real: DemoSet | None = None
@@ -153,9 +152,9 @@ class StageTwo:
                               critic_only=critic_only, peers=self.peers)
             self.average.update()
             rows.append(row | cosine)
-            far = far or row["rl/kl"] > config.ppo.target_kl
-        acted = sum("rl/grad_norm" in row for row in rows)
-        return {**means(rows), "rl/updates": float(acted), "rl/kl_last": rows[-1]["rl/kl"]}
+            far = far or row.get("rl/kl", 0.0) > config.ppo.target_kl
+        acted = [row for row in rows if "rl/kl" in row]
+        return {**means(rows), "rl/updates": float(len(acted)), **({"rl/kl_last": acted[-1]["rl/kl"]} if acted else {})}
 
     def _replay_phase(self) -> dict[str, float]:
         """Supervised steps on what worked in the twin, anchored to the real data as the PPO steps are."""
@@ -232,7 +231,8 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
                 row["twin/success"] = run.measure(pool)
             metrics.log(run.step, row)
             control.report(run.step, config.iterations, row)
-            metrics.progress(success=row["rollout/success"], kl=row["rl/kl"], real=row.get("real/held_out_loss", math.nan))
+            metrics.progress(success=row["rollout/success"], kl=row.get("rl/kl", math.nan),
+                             real=row.get("real/held_out_loss", math.nan))
             run.elapsed_s += time.monotonic() - started
             if run.step % config.save_every == 0 or run.step == last:
                 run.save()

@@ -7,7 +7,7 @@ import torch
 
 from rlco_common.errors import TrainingError
 from rlco_policy.interface import VLAPolicy
-from rlco_trainer.batches import SftBatch, sft_loss
+from rlco_trainer.batches import SftBatch, joined, sft_loss
 from rlco_trainer.config import StageTwoConfig
 from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.ppo import RlBatch, total_loss
@@ -15,8 +15,13 @@ from rlco_trainer.ppo import RlBatch, total_loss
 
 def make_optimizer(policy: VLAPolicy, config: StageTwoConfig) -> torch.optim.Optimizer:
     rates = {"policy": config.lr, "value": config.value_lr, "noise": config.noise_lr}
-    return torch.optim.AdamW([{"params": group, "lr": rates[name], "name": name}
-                              for name, group in policy.param_groups().items()], weight_decay=config.weight_decay)
+    return adamw([{"params": group, "lr": rates[name], "name": name} for name, group in policy.param_groups().items()],
+                 config.weight_decay)
+
+
+def adamw(groups: list, weight_decay: float, **options) -> torch.optim.AdamW:
+    """AdamW in one kernel per group, which is several times as fast as one per tensor."""
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True, **options)
 
 
 def acting_weights(policy: VLAPolicy) -> list[torch.nn.Parameter]:
@@ -58,15 +63,19 @@ def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch
 
 def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: SftBatch, real: SftBatch | None,
                 config: StageTwoConfig, *, beta: float, peers: Peers = ALONE) -> dict[str, float]:
-    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), split up as in update_step."""
+    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), in one pass; split up as in update_step."""
     optimizer.zero_grad(set_to_none=True)
-    totals: dict[str, float] = {}
-    for name, weight, batch in (("replay/loss", 1.0, worked), ("replay/real_loss", beta, real)):
-        for part in peers.parts(len(batch), config.micro_batches) if batch is not None else []:
-            share = (part.stop - part.start) / len(batch)
-            loss = sft_loss(policy, batch.part(part)).loss * share
-            (weight * loss).backward()
-            totals[name] = totals.get(name, 0.0) + float(loss.detach())
+    sources = {"replay/loss": (worked, 1.0)} | ({"replay/real_loss": (real, beta)} if real is not None else {})
+    batch = joined([source for source, _ in sources.values()])
+    share = torch.cat([torch.full((len(source),), 1 / len(source)) for source, _ in sources.values()])
+    weight = torch.cat([torch.full((len(source),), factor / len(source)) for source, factor in sources.values()])
+    errors = torch.zeros(len(batch))
+    for part in peers.parts(len(batch), config.micro_batches):
+        out = sft_loss(policy, batch.part(part), weight[part])
+        out.loss.backward()
+        errors[part] = out.per_sample.float().cpu()
+    parts = (errors * share).split([len(source) for source, _ in sources.values()])
+    totals = {name: float(part.sum()) for name, part in zip(sources, parts, strict=True)}
     totals = peers.sum_values(totals)
     _require_finite(totals, config.out, {"replay": worked, "sft": real})
     acting = acting_weights(policy)

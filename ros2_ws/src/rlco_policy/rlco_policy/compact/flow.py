@@ -123,9 +123,10 @@ class CompactFlow(CompactPolicy):
         entropy = (executed_std.log() + HALF_LOG_2PI + 0.5).mean((1, 2, 3))
         return Evaluated(self._join(entries), entropy, self._value(prefix))
 
-    @torch.no_grad()
     def value(self, inputs: ModelInputs) -> Tensor:
-        return self._value(self.encode(inputs))
+        with torch.no_grad():
+            prefix = self.encode(inputs)
+        return self._value(prefix)
 
     def _transition(self, x: Tensor, time: Tensor, memory: "ExpertMemory") -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A]."""

@@ -92,9 +92,10 @@ class CompactToken(CompactPolicy):
         entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean(-1)
         return Evaluated(self._by_step(logprob), entropy, self._value(first))
 
-    @torch.no_grad()
     def value(self, inputs: ModelInputs) -> Tensor:
-        return self._value(self.decoder.next_hidden(self.decoder.begin(self.encode(inputs)), None))
+        with torch.no_grad():
+            first = self.decoder.next_hidden(self.decoder.begin(self.encode(inputs)), None)
+        return self._value(first)
 
     def _value(self, first: Tensor) -> Tensor:
         return self.value_head(first.detach() if self.config.value.detach else first).squeeze(-1)

@@ -139,9 +139,10 @@ class OpenVla(PretrainedPolicy):
         entropy = -(log_probabilities.exp() * log_probabilities).sum(-1).mean(-1)
         return Evaluated(self._by_step(logprob), entropy, self._value(hidden[:, 0]))
 
-    @torch.no_grad()
     def value(self, inputs: ModelInputs) -> Tensor:
-        return self._value(self.model.hidden(self.begin(inputs))[:, 0])
+        with torch.no_grad():
+            first = self.model.hidden(self.begin(inputs))[:, 0]
+        return self._value(first)
 
     def _teacher_forced(self, inputs: ModelInputs, rows: Tensor) -> Tensor:
         """Hidden states [B, T, D] that predict the T action tokens, the earlier ones given."""

@@ -211,9 +211,10 @@ class Pi05(PretrainedPolicy):
         entropy = (std[:, :, : self.spec.chunk].log() + HALF_LOG_2PI + 0.5).mean((1, 2, 3))
         return Evaluated(self._join(entries), entropy, self._value(prefix))
 
-    @torch.no_grad()
     def value(self, inputs: ModelInputs) -> Tensor:
-        return self._value(self.prefix(inputs))
+        with torch.no_grad():
+            prefix = self.prefix(inputs)
+        return self._value(prefix)
 
     def _transition(self, x: Tensor, padding: Tensor, time: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A].
