@@ -3,7 +3,7 @@
     make bench-train                                        # all sides in turns, where the time goes; about six minutes
     python benchmarks/training.py --race 20 --target 0.8    # instead: train each side for up to 20 minutes
 
-All sides learn push_cube from 64 px pictures of the twin with two simulating processes and one thread a process:
+All sides learn push_cube from 64 px pictures of the twin with two simulating processes and two threads for the updates:
 
   ours       Stage II as the shipped configuration has it: TwinPool, a picture per chunk of 4 actions, PPO and success replay.
   plain      the same Stage II (policy, PPO, replay, real batches) on stock ManiSkill environments: one scene a process, full
@@ -342,6 +342,7 @@ def open_sides(root: Path, contract: Contract, stack: ExitStack) -> tuple[dict, 
         return load_stage_config(StageTwoConfig, f"{TASK}_stage2", [*shipped, f"out={root / name}", *more])
 
     settings = config("ours")
+    torch.set_num_threads(settings.threads)     # of every side's updates
     pool = closing(TwinPool(contract, TASK, settings.domain, scenes=settings.scenes, workers=PROCESSES, image_size=SIZE))
     return {
         "ours": Ours(settings, contract, pool),
@@ -397,7 +398,6 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="keep demonstrations and Stage I policy here; use those that are there")
     parser.add_argument("--json", type=Path, help="write all figures to this file")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     contract, figures = load_contract(), {"cores": os.cpu_count(), "load": os.getloadavg()}
     with ExitStack() as stack:
         root = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlco_bench_")))
