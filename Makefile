@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-.PHONY: help setup doctor demo test lint docs bench-sim bench-recorder bench-gate bench-policy clean
+.PHONY: help setup doctor demo test lint docs bench-sim bench-recorder bench-gate bench-policy bench-train bench-deployment clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,12 @@ bench-gate: setup ## command gate: what it adds to a command's way, how soon it 
 
 bench-policy: setup ## policy node: its overhead, and gaps with a model of 300 ms at 5, 10 and 20 Hz
 	@$(RUN) $(PYTHON) benchmarks/policy_node.py
+
+bench-train: setup ## Stage II against the same on stock ManiSkill and ManiSkill's PPO recipe: steps per second, where the time goes
+	@$(RUN) $(PYTHON) benchmarks/training.py
+
+bench-deployment: setup ## the tutorial's path for all tasks and both compact policies, with a takeover: latencies, gaps, success
+	@$(RUN) $(PYTHON) benchmarks/deployment.py
 
 clean: ## remove build products (keeps runs/ and .venv)
 	rm -rf ros2_ws/build ros2_ws/log .pytest_cache .ruff_cache
