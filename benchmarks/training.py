@@ -85,7 +85,7 @@ class Ours:
         self.pids = pool.worker_pids
         self.turn = self.watch.wrap("turn", self.turn)
         self.run.policy.sample = self.watch.wrap("policy", self.run.policy.sample)
-        for name, label in (("_ppo_phase", "PPO update"), ("_replay_phase", "replay update")):
+        for name, label in (("ppo_phase", "PPO update"), ("replay_phase", "replay update")):
             setattr(self.run, name, self.watch.wrap(label, getattr(self.run, name)))
 
     def turn(self) -> int:

@@ -77,14 +77,20 @@ def load_policy(directory: str | Path, contract: Contract | None = None,
             or description.get("assets", {}) != _hashes(directory / ASSETS)):
         raise DataError(f"{directory}: the checkpoint was altered after it was saved (statistics, configuration, "
                         "contract or the list of weights); restore the original files or train again")
-    cls = policy_class(description["policy"])
-    fields = _replaced(description["config"], config_changes or {})
-    config = from_mapping(cls.config_class, fields, f"{directory / DESCRIPTION}: config")
-    statistics = statistics_from_json(description["statistics"], str(directory / DESCRIPTION))
-    with torch.random.fork_rng(devices=[]):
-        policy = cls.blank(config, stored, statistics, directory / ASSETS)
+    policy = blank_policy(directory, config_changes)
     _load_weights(policy, weights, description.get("base"), directory / WEIGHTS)
     return policy
+
+
+def blank_policy(directory: str | Path, config_changes: dict[str, Any] | None = None) -> VLAPolicy:
+    """The policy of a checkpoint without its weights, for who asks for its shapes; see load_policy."""
+    directory = resolve(directory)
+    description, source = read_description(directory), directory / DESCRIPTION
+    cls = policy_class(description["policy"])
+    config = from_mapping(cls.config_class, _replaced(description["config"], config_changes or {}), f"{source}: config")
+    with torch.random.fork_rng(devices=[]):
+        return cls.blank(config, contract_from_json(description["contract"], str(source)),
+                         statistics_from_json(description["statistics"], str(source)), directory / ASSETS)
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:

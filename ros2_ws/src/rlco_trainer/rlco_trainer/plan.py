@@ -7,6 +7,8 @@ small iteration in the twin, of the run itself, made in a temporary folder on th
 import dataclasses
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +17,11 @@ import torch
 from rlco_common.contract import Contract, load_contract
 from rlco_common.errors import TrainingError
 from rlco_common.strict import from_mapping
-from rlco_policy.checkpoint import ASSETS, read_description, resolve
+from rlco_policy.checkpoint import blank_policy
 from rlco_policy.footprint import GIB, footprint
 from rlco_policy.hub import ModelFolder
 from rlco_policy.interface import VLAPolicy
 from rlco_policy.registry import policy_class
-from rlco_policy.statistics import statistics_from_json
 from rlco_sim_bridge.pool import PROCESS_BYTES, SCENE_BYTES
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, roots
 from rlco_trainer.dataset.reader import load_proprioception
@@ -94,24 +95,16 @@ def plan_stage1(config: StageOneConfig, *, trial: bool = True) -> Plan:
     with _trial(config) as out:
         run = StageOne(dataclasses.replace(config, out=out), contract)
         run.train_step()
-        started = time.monotonic()
-        for _ in range(TRIAL_STEPS):
-            run.train_step()
-        seconds = (time.monotonic() - started) / TRIAL_STEPS * config.steps
+        seconds = _seconds(lambda: [run.train_step() for _ in range(TRIAL_STEPS)]) / TRIAL_STEPS * config.steps
         if run.held_out is not None:
-            started = time.monotonic()
-            run.monitor()
-            seconds += (time.monotonic() - started) * config.steps / config.monitor_every
+            seconds += _seconds(run.monitor) * config.steps / config.monitor_every
     return dataclasses.replace(plan, seconds=seconds)
 
 
 def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
     """Plan of a Stage II run. Raises TrainingError when it does not fit."""
     contract = load_contract(config.contract)
-    start, description = resolve(config.start), read_description(config.start)
-    cls = policy_class(description["policy"])
-    settings = from_mapping(cls.config_class, description["config"] | config.policy_config, str(config.start))
-    policy = cls.blank(settings, contract, statistics_from_json(description["statistics"], str(start)), start / ASSETS)
+    policy = blank_policy(config.start, config.policy_config)
     micro = -(-max(config.ppo.minibatch_size, config.sft_batch_size, config.replay.batch_size) // config.micro_batches)
     parts = _training_parts(policy, "rl", config, micro)
     parts += _dataset_parts(policy, {"real": config.real, "replay.demos": config.replay.demos})
@@ -127,11 +120,15 @@ def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
                           processes * PROCESS_BYTES + config.scenes * SCENE_BYTES, advice="Fewer workers or scenes."))
     plan = _plan(policy, "rl", config, parts)
     plan.require_fit()
-    return dataclasses.replace(plan, seconds=_try_iteration(config, contract)) if trial else plan
+    if not trial:
+        return plan
+    seconds, replayed = _try_iteration(config, contract)
+    notes = () if replayed else ("  the time leaves out the success replay: nothing succeeded in the trial",)
+    return dataclasses.replace(plan, seconds=seconds, notes=plan.notes + notes)
 
 
-def _try_iteration(config: StageTwoConfig, contract: Contract) -> float:
-    """Seconds of the whole run, from one iteration with an episode in each scene."""
+def _try_iteration(config: StageTwoConfig, contract: Contract) -> tuple[float, bool]:
+    """(seconds of the whole run, whether success replay is in them), from one iteration with an episode in each scene."""
     episodes = min(config.episodes, config.scenes)
     factor = config.episodes / episodes
     with _trial(config) as out:
@@ -140,36 +137,31 @@ def _try_iteration(config: StageTwoConfig, contract: Contract) -> float:
         run = StageTwo(small, contract)
         with open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
                        backend=config.backend) as pool:
-            run.collect(pool)                               # the first pictures of a process cost more
-            seconds = {}
-            rollout, seconds["collect"] = _timed(lambda: run.collect(pool)[0])
-            _, seconds["ppo"] = _timed(lambda: run._ppo_phase(rollout))
-            _, seconds["replay"] = _timed(run._replay_phase)
-            _, seconds["monitor"] = _timed(run.monitor)
-            _, seconds["measure"] = _timed(lambda: run.measure(pool))
-    measured = seconds["measure"] * config.measure_episodes / episodes
-    iteration = factor * (seconds["collect"] + seconds["ppo"]) + seconds["replay"] + seconds["monitor"]
-    whole = config.iterations * (iteration + measured / config.measure_every) + measured
-    return min(whole, config.time_limit_s + measured) if config.time_limit_s else whole
+            rollout, _ = run.collect(pool)                  # the first pictures of a process cost more
+            by_episode = _seconds(lambda: run.collect(pool)) + _seconds(lambda: run.ppo_phase(rollout))
+            fixed = _seconds(run.replay_phase) + _seconds(run.monitor)
+            measured = _seconds(lambda: run.measure(pool)) * config.measure_episodes / episodes
+    whole = config.iterations * (factor * by_episode + fixed + measured / config.measure_every) + measured
+    if config.time_limit_s:
+        whole = min(whole, config.time_limit_s + measured)
+    return whole, not config.replay.updates or len(run.replay) > 0
 
 
 def _size(count: float) -> str:
     return f"{count / GIB:6.1f} GiB" if count >= GIB else f"{count / 2**20:6.1f} MiB"
 
 
-def _timed(function):
+def _seconds(work: Callable[[], object]) -> float:
     started = time.monotonic()
-    return function(), time.monotonic() - started
+    work()
+    return time.monotonic() - started
 
 
-def _trial(config):
+@contextmanager
+def _trial(config) -> Iterator[Path]:
     torch.set_num_threads(config.threads)
-    return _TemporaryPath(prefix="rlco_plan_")
-
-
-class _TemporaryPath(tempfile.TemporaryDirectory):
-    def __enter__(self) -> Path:
-        return Path(super().__enter__())
+    with tempfile.TemporaryDirectory(prefix="rlco_plan_") as out:
+        yield Path(out)
 
 
 def _plan(policy: VLAPolicy, stage: str, config, parts: list[Part]) -> Plan:

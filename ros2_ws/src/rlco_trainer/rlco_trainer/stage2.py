@@ -134,11 +134,11 @@ class StageTwo:
     def update(self, rollout: RlBatch) -> dict[str, float]:
         """PPO epochs over the rollout, then the success replay."""
         started = time.monotonic()
-        metrics = self._ppo_phase(rollout) | self._replay_phase()
+        metrics = self.ppo_phase(rollout) | self.replay_phase()
         return {**metrics, "time/update_s": time.monotonic() - started,
                 "rl/explained_variance": explained_variance(rollout.value, rollout.returns)}
 
-    def _ppo_phase(self, rollout: RlBatch) -> dict[str, float]:
+    def ppo_phase(self, rollout: RlBatch) -> dict[str, float]:
         """Every optimizer step adds beta times the loss of a fresh real batch. Past target_kl only the critic learns."""
         config, rows, far = self.config, [], False
         warming_up = self.step < config.critic_warmup
@@ -156,7 +156,7 @@ class StageTwo:
         acted = [row for row in rows if "rl/kl" in row]
         return {**means(rows), "rl/updates": float(len(acted)), **({"rl/kl_last": acted[-1]["rl/kl"]} if acted else {})}
 
-    def _replay_phase(self) -> dict[str, float]:
+    def replay_phase(self) -> dict[str, float]:
         """Supervised steps on what worked in the twin, anchored to the real data as the PPO steps are."""
         config, replay = self.config, self.config.replay
         if not replay.updates or len(self.replay) < replay.min_size or self.step < config.critic_warmup:
