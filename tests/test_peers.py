@@ -15,7 +15,7 @@ from rlco_policy.checkpoint import load_policy
 from rlco_trainer.config import StageTwoConfig
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.peers import Peers
-from rlco_trainer.stage1 import train_stage1
+from rlco_trainer.stage1 import StageOne, train_stage1
 from rlco_trainer.updates import acting_weights, replay_step, update_step
 
 
@@ -40,12 +40,16 @@ def test_parts_cover_a_batch_once_over_all_processes(total, size, micro_batches)
 def test_stage1_on_two_processes_equals_one(tiny_datasets, tmp_path, contract):
     one = stage1_config(tiny_datasets, tmp_path / "one", batch_size=7, ema=0.5)
     two = stage1_config(tiny_datasets, tmp_path / "two", batch_size=7, ema=0.5)
+    before = {name: tensor.clone() for name, tensor in StageOne(one, contract).policy.state_dict().items()}
     train_stage1(one, quiet=True)
     torchrun(2, "-m", "rlco_trainer.cli", "train", "stage1", write(two, tmp_path / "two.yaml"))
     first, second = (load_policy(config.out / "policy", contract).state_dict() for config in (one, two))
-    for name, tensor in first.items():
-        # AdamW divides by the size of a gradient, so the rounding of the smallest ones shows
-        torch.testing.assert_close(second[name], tensor, rtol=1e-4, atol=5e-5, msg=lambda text, name=name: f"{name}: {text}")
+
+    def distance(a, b):
+        return float(sum((a[name].double() - b[name].double()).square().sum() for name in a)) ** 0.5
+
+    # Not weight by weight: AdamW divides by the size of a gradient, so the rounding of the smallest ones shows.
+    assert distance(first, second) < 1e-4 * distance(first, before)
     rows = [read_metrics(config.out / "metrics.jsonl") for config in (one, two)]
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
 

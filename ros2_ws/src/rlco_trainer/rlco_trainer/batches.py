@@ -1,6 +1,8 @@
 """Moves demonstration batches into a policy's inputs, and splits work into micro-batches."""
 
 import itertools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -52,6 +54,21 @@ def sft_batch(policy: VLAPolicy, demos: DemoBatch, generator: torch.Generator, *
 
 def sft_loss(policy: VLAPolicy, batch: SftBatch, weights: Tensor | None = None) -> SftOut:
     return policy.sft_loss(batch.inputs, batch.actions, batch.valid, draws=batch.draws, weights=weights)
+
+
+def accumulate(policy: VLAPolicy, batch: SftBatch, weights: Tensor, parts: Iterable[slice],
+               context: Callable[[], AbstractContextManager] = nullcontext) -> Tensor:
+    """Add the gradient of the supervised loss, its samples weighted by `weights` [B], one part of the batch after the other.
+
+    context: entered around each forward pass. Returns the samples' losses [B], 0 for those in no part.
+    """
+    losses = torch.zeros(len(batch))
+    for part in parts:
+        with context():
+            out = sft_loss(policy, batch.part(part), weights[part])
+        out.loss.backward()
+        losses[part] = out.per_sample.float().cpu()
+    return losses
 
 
 def slices(total: int, parts: int) -> list[slice]:

@@ -68,7 +68,8 @@ class Peers:
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
         dist.all_reduce(flat)
         for parameter, gradient in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = gradient.view_as(parameter).clone()
+            # in the parameter's own memory layout, which the fused optimizer takes for granted
+            parameter.grad = torch.empty_like(parameter).copy_(gradient.view_as(parameter))
 
     def sum_values(self, values: dict[str, float]) -> dict[str, float]:
         """Sum of each named number over the processes; a process may lack some."""

@@ -15,7 +15,7 @@ from rlco_policy.interface import VLAPolicy
 from rlco_policy.registry import create_policy
 from rlco_policy.statistics import Statistics
 from rlco_trainer.averaging import WeightAverage
-from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, sft_loss
+from rlco_trainer.batches import SftBatch, accumulate, held_out_loss, sft_batch
 from rlco_trainer.config import StageOneConfig, roots, save_config
 from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import load_datasets, load_proprioception, sample_cotraining
@@ -151,14 +151,9 @@ def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatc
              config: StageOneConfig, peers: Peers = ALONE) -> tuple[float, float]:
     """One optimizer step on one batch; micro-batches and processes add up to the whole batch's gradient."""
     optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for part in peers.parts(len(batch), config.micro_batches):
-        share = (part.stop - part.start) / len(batch)
-        with _autocast(config):
-            loss = sft_loss(policy, batch.part(part)).loss * share
-        loss.backward()
-        total += float(loss.detach())
-    total = sum(peers.gather([total]))
+    weights = torch.full((len(batch),), 1 / len(batch))
+    losses = accumulate(policy, batch, weights, peers.parts(len(batch), config.micro_batches), lambda: _autocast(config))
+    total = sum(peers.gather([float((losses * weights).sum())]))
     if not math.isfinite(total):
         raise TrainingError(f"the supervised loss became {total}; lower lr, or check the dataset for bad values")
     peers.sum_gradients(policy.param_groups()["policy"])

@@ -7,7 +7,7 @@ import torch
 
 from rlco_common.errors import TrainingError
 from rlco_policy.interface import VLAPolicy
-from rlco_trainer.batches import SftBatch, joined, sft_loss
+from rlco_trainer.batches import SftBatch, accumulate, joined
 from rlco_trainer.config import StageTwoConfig
 from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.ppo import RlBatch, total_loss
@@ -20,7 +20,10 @@ def make_optimizer(policy: VLAPolicy, config: StageTwoConfig) -> torch.optim.Opt
 
 
 def adamw(groups: list, weight_decay: float, **options) -> torch.optim.AdamW:
-    """AdamW in one kernel per group, which is several times as fast as one per tensor."""
+    """AdamW in one kernel per group, which is several times as fast as one per tensor.
+
+    The kernel takes for granted that a gradient lies in memory as its parameter does (autograd sees to that).
+    """
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True, **options)
 
 
@@ -69,12 +72,8 @@ def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: Sft
     batch = joined([source for source, _ in sources.values()])
     share = torch.cat([torch.full((len(source),), 1 / len(source)) for source, _ in sources.values()])
     weight = torch.cat([torch.full((len(source),), factor / len(source)) for source, factor in sources.values()])
-    errors = torch.zeros(len(batch))
-    for part in peers.parts(len(batch), config.micro_batches):
-        out = sft_loss(policy, batch.part(part), weight[part])
-        out.loss.backward()
-        errors[part] = out.per_sample.float().cpu()
-    parts = (errors * share).split([len(source) for source, _ in sources.values()])
+    losses = accumulate(policy, batch, weight, peers.parts(len(batch), config.micro_batches))
+    parts = (losses * share).split([len(source) for source, _ in sources.values()])
     totals = {name: float(part.sum()) for name, part in zip(sources, parts, strict=True)}
     totals = peers.sum_values(totals)
     _require_finite(totals, config.out, {"replay": worked, "sft": real})
