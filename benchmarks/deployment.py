@@ -35,6 +35,7 @@ from rlco_trainer.sessions import PolicySeat, enable_policy, open_session
 
 POLICIES = {"flow": [], "token": ["policy=compact_token", "policy_config={}"]}
 DRIVES_S = 1.5      # how long the policy has the arm before the operator takes it
+HOLDS_S = 1.2       # how long the operator has it the first time; shorter corrections are not learned from
 
 
 def rlco(*arguments) -> None:
@@ -114,7 +115,7 @@ def take_over(out: Path, contract: Contract, task: str) -> dict:
         pressed = next(at for at, m in zip(listener.deadman.arrivals_ns, listener.deadman.messages, strict=True) if m.data)
         taken = next(at for at, m in zip(listener.gate.arrivals_ns, listener.gate.messages, strict=True)
                      if _sources([m]) == ["OPERATOR"])
-        client.spin_for(0.5)
+        client.spin_for(HOLDS_S)
         client.must_trigger(topics.OPERATOR_STOP)
         listener.wait_source("NOBODY")
         enable_policy(client)
@@ -154,7 +155,7 @@ def cell_figures(out: Path, contract: Contract, task: str, policy: str) -> dict:
 
 def table(rows: list[dict]) -> str:
     heads = ("task", "policy", "twin", "stand-in", "stand-in over ROS", "takeover", "policy's latency", "gaps",
-             "operator finished", "corrections")
+             "ended in success", "corrections")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         rates = [str(wilson(*row[key])) for key in ("twin", "standin")]
