@@ -16,6 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 SLOW_S = 30.0       # a test that takes longer is named at once
 LONG_TIMEOUT_S = 1200
+NOT_RUN = "not run: it is long"
 _begun = time.monotonic()
 _counter = itertools.count()
 
@@ -51,7 +52,15 @@ def pytest_collection_modifyitems(items):
 def pytest_runtest_setup(item):
     budget = item.config.getoption("budget")
     if item.get_closest_marker("long") and time.monotonic() - _begun > budget:
-        pytest.skip(f"not run: it is long, and the {budget:.0f} s of this run are over")
+        pytest.skip(f"{NOT_RUN}, and the {budget:.0f} s of this run are over")
+
+
+def pytest_terminal_summary(terminalreporter):
+    skipped = terminalreporter.stats.get("skipped", [])
+    left_out = [report.nodeid for report in skipped if NOT_RUN in str(report.longrepr)]
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} long tests were not run")
+        terminalreporter.write_line("\n".join(left_out))
 
 
 @pytest.hookimpl(trylast=True)      # the terminal is registered by then
