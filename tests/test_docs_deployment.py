@@ -154,13 +154,16 @@ def test_trials_with_one_command(place, ros_domain, monkeypatch, capsys):
     assert "over ROS on standin" in capsys.readouterr().out and (place / "runs" / "deploy" / "trials.jsonl").is_file()
 
 
-def test_the_benchmark_is_a_target_of_make():
+@pytest.mark.parametrize(("target", "script"), [("make bench-policy", "policy_node.py"),
+                                                ("make bench-deployment", "deployment.py")])
+def test_a_benchmark_is_a_target_of_make(target, script):
     """It takes minutes; that it would run this very file is checked, not its figures."""
-    done = subprocess.run([*command("make"), "-n", "-o", "setup"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "benchmarks/policy_node.py" in done.stdout
-    assert (ROOT / "benchmarks" / "policy_node.py").is_file()
+    done = subprocess.run([*command(target), "-n", "-o", "setup"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and f"benchmarks/{script}" in done.stdout
+    assert (ROOT / "benchmarks" / script).is_file()
 
 
+@pytest.mark.long
 def test_no_command_of_the_page_was_left_out():
     """Runs last: what the tests above did not take is a command that nobody tried."""
     if len(USED) > 8:       # else only a part of this file was selected

@@ -1,6 +1,7 @@
 """The checks of scripts/check_layers.py hold, and would notice what they forbid."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,3 +48,15 @@ def test_an_allowed_import_passes(layers, tmp_path, monkeypatch):
     path = tmp_path / "module.py"
     path.write_text("from rlco_sim_bridge.experts import make_expert\nfrom rlco_common.pose import Pose\n")
     assert list(layers.check_file(path, "rlco_teleop")) == []
+
+
+def benchmarks():
+    return re.findall(r"^\t@\$\(RUN\) \$\(PYTHON\) (benchmarks/\S+\.py)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("script", benchmarks())
+def test_a_benchmark_starts_and_explains_itself(script):
+    """They take minutes; that their imports and options hold is checked, not their figures."""
+    done = subprocess.run([sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "usage:" in done.stdout, done.stderr[-2000:]
