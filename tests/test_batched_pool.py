@@ -44,6 +44,7 @@ def chunks_of(actions):
     return np.concatenate([actions, actions[-1:].repeat(missing, axis=0)]).reshape(-1, 1, CHUNK, 7)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_one_scene_on_a_cpu_equals_a_twin_pool(task):
     """Through an episode of the expert: the same start, close states, the same success at the same tick."""

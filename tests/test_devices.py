@@ -543,6 +543,7 @@ class LeaderDriver:
         self.joy.publish(JoyMessage(buttons=[int(held)]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "driver_type"), [("gamepad", PadDriver), ("spacemouse", CapDriver), ("leader", LeaderDriver)])
 def test_over_topics_a_device_moves_only_with_its_dead_man_and_stops_when_it_goes_silent(table, name, driver_type):
     table.start(name, **driver_type.parameters)

@@ -161,6 +161,7 @@ def cell(tmp_path, ros_domain):
         yield client
 
 
+@pytest.mark.long
 def test_on_a_real_table_the_operator_places_starts_and_judges(tmp_path, contract, checkpoints, cell):
     camera = next(iter(contract.cameras.values()))
     view = image_from_msg(camera, cell.wait_for_message(Image, camera.topic, qos=CAMERA_QOS, timeout_s=30.0))

@@ -64,6 +64,7 @@ def play(twin, expert, disturb=None):
 
 
 # An expert of 98 % has at least 23 of 25 successes in 998 of 1000 runs.
+@pytest.mark.long
 @pytest.mark.parametrize("domain", ["twin", "standin"])
 @pytest.mark.parametrize("task", TASKS)
 def test_experts_succeed_with_moderate_noise_and_keep_to_the_action_space(successes, task, domain):
@@ -78,6 +79,7 @@ def test_experts_succeed_with_moderate_noise_and_keep_to_the_action_space(succes
         assert not np.array_equal(rollout.actions, rollout.intended), "the label is what the expert meant, without noise"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("domain", ["twin", "standin"])
 @pytest.mark.parametrize("variation", ["objects=unseen", "start=perturbed"])
 def test_pick_place_succeeds_with_unseen_objects_and_perturbed_starts(successes, variation, domain):

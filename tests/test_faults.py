@@ -54,6 +54,7 @@ def test_a_promise_that_does_not_hold_is_told_so(graph, monkeypatch):
     assert verdict.status == "broken" and "a warning of frozen" in verdict.figure
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", catalogue())
 def test_the_promise_holds(graph, name):
     verdict = try_fault(graph, catalogue()[name])

@@ -24,6 +24,8 @@ from rlco_trainer.dataset.build import BuildOptions, build_dataset, read_streams
 from rlco_trainer.dataset.reader import load_demos, read_sidecar
 from rlco_trainer.sessions import open_session
 
+pytestmark = pytest.mark.long
+
 SEED = 3
 TASKS = ("push_cube", "open_drawer")
 POLICY_TOO = BuildOptions(keep_policy=True, ignore_audit=True)

@@ -338,6 +338,7 @@ def test_deactivated_it_is_silent_and_comes_back(robot):
 # -- refusals at start, and the runner without ROS
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("parameters", "complaint"), [
     ({"contract": "other"}, "control_rate_hz: 10.0 -> 5.0"),
     ({"checkpoint": ""}, "parameter checkpoint is empty"),

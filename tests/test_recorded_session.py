@@ -82,6 +82,7 @@ def check_commands(bag):
     assert {item.key for item in last.values} <= {"state", "source", "policy_enabled", "lead_m", "lead_rad"}
 
 
+@pytest.mark.long
 def test_in_real_time_the_arm_rests_between_reset_and_takeover(tmp_path, ros_domain):
     episodes = record(tmp_path, False, REAL_DEMOS[:2])
     assert [read_episode_metadata(episode).success for episode in episodes] == [True, True]

@@ -358,6 +358,7 @@ def place(rng, scene):
             return Pose(position, down(rng.uniform(-0.6, 0.6)))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(2))
 def test_from_a_random_place_the_arm_gets_back_and_touches_nothing(cell, seed):
     scene = scene_state_from_json(cell.scenes.last.data)
@@ -396,6 +397,7 @@ def far_away(cell):
     cell.drive_to(Pose([*cell.pose.position[:2], 0.3], cell.pose.quaternion), Pose([*low.position[:2], 0.3], low.quaternion))
 
 
+@pytest.mark.long
 def test_an_operator_a_stop_a_cancel_and_an_episode_end_it(cell):
     """One after the other, on the way; the arm then stays where it was stopped, and the way can be begun anew."""
     far_away(cell)

@@ -19,6 +19,8 @@ from rlco_trainer.dataset.build import BuildOptions, build_dataset
 from rlco_trainer.dataset.reader import load_demos, read_sidecar
 from rlco_trainer.sessions import open_session
 
+pytestmark = pytest.mark.long
+
 
 class Watch:
     """What the graph says, and waiting for it."""

@@ -43,6 +43,7 @@ def state_of_training(inbox):
     return "" if status is None else status.message
 
 
+@pytest.mark.long
 def test_a_run_is_paused_saved_stopped_and_resumed_over_ros(graph, tiny_datasets, tmp_path):
     processes, client = graph
     config = stage1_config(tiny_datasets, tmp_path / "run", steps=MANY, save_every=MANY, monitor_every=MANY, log_every=1)

@@ -22,12 +22,14 @@ CONTRACT = load_contract()
 CAMERA = "front_camera"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("domain", ["twin", "standin"])
 @pytest.mark.parametrize("task", TASKS)
 def test_every_twin_keeps_its_promises(task, domain):
     check_twin(lambda: Twin(CONTRACT, task, domain), seed=10_300)
 
 
+@pytest.mark.long
 def test_a_varied_twin_keeps_its_promises():
     variation = Variation(objects="unseen", start="perturbed", camera=0.5, light=0.5)
     check_twin(lambda: Twin(CONTRACT, "pick_place", variation=variation), seed=10_300)
@@ -196,6 +198,7 @@ BROKEN = {     # -> what the checker says
 NEEDS_PICTURES = (ColorsAsNumbers, OnePictureForAll, FrozenCamera)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda twin: twin.__name__)
 def test_a_broken_promise_is_named(broken):
     with pytest.raises(BrokenPromises, match=BROKEN[broken]):
