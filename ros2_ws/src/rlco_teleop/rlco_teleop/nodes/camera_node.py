@@ -110,7 +110,7 @@ class CameraNode(RlcoLifecycleNode):
         self._capture, self._info_size = capture, None
 
     def _make_source(self):
-        if self._source.startswith("/dev/"):
+        if self._source.startswith("/dev/") and not self._source.startswith("/dev/shm/"):     # which holds plain files
             return V4l2Device(self._source, self._width, self._height, self._rate_hz, self._fourcc)
         return VideoFile(self._source, self._closing)
 
