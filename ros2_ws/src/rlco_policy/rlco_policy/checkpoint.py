@@ -77,7 +77,7 @@ def load_policy(directory: str | Path, contract: Contract | None = None,
             or description.get("assets", {}) != _hashes(directory / ASSETS)):
         raise DataError(f"{directory}: the checkpoint was altered after it was saved (statistics, configuration, "
                         "contract or the list of weights); restore the original files or train again")
-    policy = blank_policy(directory, config_changes)
+    policy = _blank(directory, description, stored, config_changes)
     _load_weights(policy, weights, description.get("base"), directory / WEIGHTS)
     return policy
 
@@ -85,12 +85,18 @@ def load_policy(directory: str | Path, contract: Contract | None = None,
 def blank_policy(directory: str | Path, config_changes: dict[str, Any] | None = None) -> VLAPolicy:
     """The policy of a checkpoint without its weights, for who asks for its shapes; see load_policy."""
     directory = resolve(directory)
-    description, source = read_description(directory), directory / DESCRIPTION
+    description = read_description(directory)
+    return _blank(directory, description, contract_from_json(description["contract"], str(directory / DESCRIPTION)),
+                  config_changes)
+
+
+def _blank(directory: Path, description: dict[str, Any], contract: Contract, changes: dict[str, Any] | None) -> VLAPolicy:
+    source = directory / DESCRIPTION
     cls = policy_class(description["policy"])
-    config = from_mapping(cls.config_class, _replaced(description["config"], config_changes or {}), f"{source}: config")
+    config = from_mapping(cls.config_class, _replaced(description["config"], changes or {}), f"{source}: config")
+    statistics = statistics_from_json(description["statistics"], str(source))
     with torch.random.fork_rng(devices=[]):
-        return cls.blank(config, contract_from_json(description["contract"], str(source)),
-                         statistics_from_json(description["statistics"], str(source)), directory / ASSETS)
+        return cls.blank(config, contract, statistics, directory / ASSETS)
 
 
 def read_description(directory: str | Path) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatc
     optimizer.zero_grad(set_to_none=True)
     weights = torch.full((len(batch),), 1 / len(batch))
     losses = accumulate(policy, batch, weights, peers.parts(len(batch), config.micro_batches), lambda: _autocast(config))
-    total = sum(peers.gather([float((losses * weights).sum())]))
+    total = sum(peers.gather([float(losses.mean())]))
     if not math.isfinite(total):
         raise TrainingError(f"the supervised loss became {total}; lower lr, or check the dataset for bad values")
     peers.sum_gradients(policy.param_groups()["policy"])

@@ -52,13 +52,10 @@ def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch
             totals[name] = totals.get(name, 0.0) + value * (sft_share if name.startswith("sft/") else rl_share)
     totals = peers.sum_values(totals)
     _require_finite(totals, config.out, {"rl": rl, "sft": sft})
-    acting = acting_weights(policy)
-    peers.sum_gradients([*acting, *policy.param_groups()["value"]])
-    torch.nn.utils.clip_grad_norm_(policy.param_groups()["value"], config.max_grad_norm)
-    if critic_only:
-        for parameter in acting:
-            parameter.grad = None
-    else:
+    acting, critic = acting_weights(policy), policy.param_groups()["value"]
+    peers.sum_gradients(critic if critic_only else [*acting, *critic])
+    torch.nn.utils.clip_grad_norm_(critic, config.max_grad_norm)
+    if not critic_only:
         totals["rl/grad_norm"] = float(torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm))
     optimizer.step()
     return totals
@@ -70,12 +67,10 @@ def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: Sft
     optimizer.zero_grad(set_to_none=True)
     sources = {"replay/loss": (worked, 1.0)} | ({"replay/real_loss": (real, beta)} if real is not None else {})
     batch = joined([source for source, _ in sources.values()])
-    share = torch.cat([torch.full((len(source),), 1 / len(source)) for source, _ in sources.values()])
-    weight = torch.cat([torch.full((len(source),), factor / len(source)) for source, factor in sources.values()])
-    losses = accumulate(policy, batch, weight, peers.parts(len(batch), config.micro_batches))
-    parts = (losses * share).split([len(source) for source, _ in sources.values()])
-    totals = {name: float(part.sum()) for name, part in zip(sources, parts, strict=True)}
-    totals = peers.sum_values(totals)
+    weights = torch.cat([torch.full((len(source),), factor / len(source)) for source, factor in sources.values()])
+    losses = accumulate(policy, batch, weights, peers.parts(len(batch), config.micro_batches))
+    parts = losses.split([len(source) for source, _ in sources.values()])
+    totals = peers.sum_values({name: float(part.mean()) for name, part in zip(sources, parts, strict=True)})
     _require_finite(totals, config.out, {"replay": worked, "sft": real})
     acting = acting_weights(policy)
     peers.sum_gradients(acting)
