@@ -7,10 +7,8 @@ a SIGTERM or a closed terminal, too, stops every node.
 import os
 import signal
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -20,9 +18,9 @@ import yaml
 from rlco_common.launch_xml import LaunchNode
 from rlco_common.processes import Child, Processes
 from rlco_common.resources import package_executable
+from rlco_common.signals import TERMINAL_SIGNALS, StopRequest, stop_requested
 
 WATCH_PERIOD_S = 0.1
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ORDERLY = (0, -signal.SIGINT)      # exit statuses of a process that did what SIGINT asked for
 
 
@@ -70,20 +68,8 @@ def run_nodes(nodes: Sequence[LaunchNode], folder: Path, terminal: TextIO | None
     `folder` takes logs and parameter files. Returns 0 when all ended well, else the exit status of the node that failed
     (128 + number for a signal, as a shell has it), whose last lines are then on stderr.
     """
-    with _stop_requested() as stop:
+    with stop_requested(TERMINAL_SIGNALS) as stop:
         return _Run(nodes, folder, terminal or sys.stdout).until(stop)
-
-
-@contextmanager
-def _stop_requested() -> Iterator[threading.Event]:
-    """An event that SIGINT, SIGTERM and SIGHUP set, as often as they come, instead of what they do otherwise."""
-    stop = threading.Event()
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in _STOP_SIGNALS}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _Run:
@@ -97,7 +83,7 @@ class _Run:
         self._due: dict[str, float] = {}            # monotonic time at which a node is started again
         self._culprit: Child | None = None          # the first process that failed
 
-    def until(self, stop: threading.Event) -> int:
+    def until(self, stop: StopRequest) -> int:
         # The graph is the user's, not a session's own: domain and discovery range stay as they are.
         domain_id = int(os.environ.get("ROS_DOMAIN_ID") or 0)
         own = {"ROS_AUTOMATIC_DISCOVERY_RANGE": os.environ.get("ROS_AUTOMATIC_DISCOVERY_RANGE", "SUBNET")}

@@ -4,7 +4,6 @@ Every process is `python -m MODULE --ros-args -p ...` under one ROS domain, with
 that ends by itself is an error that quotes its last lines. Only processes started here are ever signalled, by their id.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -17,8 +16,8 @@ from pathlib import Path
 
 from rlco_common.errors import ProcessError
 
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
+# Of util-linux. A preexec_fn would need fork() without exec, which can hang in a process with threads.
+_END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
 _LOG_TAIL_LINES = 15
 
 
@@ -96,8 +95,8 @@ class Processes:
         log = self.log_directory / f"{name}.log"
         with log.open("ab") as stream:
             process = subprocess.Popen(
-                list(command), stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-                env={**self._environment, **(environment or {})}, start_new_session=True, preexec_fn=_end_with_parent,
+                [*_END_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
+                env={**self._environment, **(environment or {})}, start_new_session=True,
             )
         self._children[name] = Child(name, process, log)
         return self._children[name]
@@ -155,10 +154,6 @@ def _stop(children: list[Child], timeout_s: float) -> None:
                 child.process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 continue
-
-
-def _end_with_parent() -> None:
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _exit_text(status: int) -> str:

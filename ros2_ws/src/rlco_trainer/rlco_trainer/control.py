@@ -6,6 +6,10 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from rlco_common.signals import INTERRUPT_SIGNALS, signals_handled
+
+PAUSE_PERIOD_S = 0.5        # a request that a signal makes in the last instant before waiting wakes nobody
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -66,7 +70,7 @@ class RunControl:
                 if not wanted and not stopped and not self._paused:
                     return True
                 if not wanted and not stopped:
-                    self._changed.wait()
+                    self._changed.wait(PAUSE_PERIOD_S)
                     continue
             save()
             for done in wanted:
@@ -83,16 +87,9 @@ class RunControl:
 @contextlib.contextmanager
 def stopped_by_signals(control: RunControl) -> Iterator[RunControl]:
     """SIGINT and SIGTERM stop the run cleanly inside the block; a second one ends the process as usual."""
-    previous = {}
-
     def request(number, frame):
         signal.signal(number, previous[number])
         control.stop()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        previous[number] = signal.signal(number, request)
-    try:
+    with signals_handled(INTERRUPT_SIGNALS, request) as previous:
         yield control
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

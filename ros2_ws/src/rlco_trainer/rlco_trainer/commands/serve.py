@@ -18,12 +18,11 @@ def add(commands) -> None:
 
 def _run(options) -> int:
     import os
-    import signal
-    import threading
 
     import torch
 
     from rlco_common.errors import ConfigError
+    from rlco_common.signals import stop_requested
     from rlco_policy.remote.client import API_KEY
     from rlco_policy.remote.server import PolicyServer
 
@@ -31,16 +30,14 @@ def _run(options) -> int:
         raise ConfigError("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
     key = os.environ.get(API_KEY, "")
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    server = PolicyServer(options.checkpoint, options.host, options.port, api_key=key, temperature=options.temperature,
-                          device=options.device)
-    served = server.served
-    print(f"serving {served.policy} ({options.checkpoint}) on ws://{options.host}:{server.port}; "
-          + (f"clients need {API_KEY}" if key else "no key is asked for"), flush=True)
-    try:
-        ended.wait()
-    finally:
-        server.close()
+    with stop_requested() as stop:
+        server = PolicyServer(options.checkpoint, options.host, options.port, api_key=key, temperature=options.temperature,
+                              device=options.device)
+        served = server.served
+        print(f"serving {served.policy} ({options.checkpoint}) on ws://{options.host}:{server.port}; "
+              + (f"clients need {API_KEY}" if key else "no key is asked for"), flush=True)
+        try:
+            stop.wait()
+        finally:
+            server.close()
     return 0
