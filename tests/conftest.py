@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from watchdog import Watchdog
 
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["OMP_NUM_THREADS"] = "1"     # several processes share the cores; torch threads that wait for them cost most
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 SLOW_S = 30.0       # a test that takes longer is named at once
-LONG_TIMEOUT_S = 900
+LONG_TIMEOUT_S = 600
 GRACE_S = 900.0
 NOT_RUN = "not run for lack of time"
 _begun = time.monotonic()
@@ -64,8 +65,18 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line("\n".join(left_out))
 
 
+def time_limit(item, config) -> float:
+    """Seconds that pytest-timeout gives a test; 0 for no limit."""
+    marker = item.get_closest_marker("timeout")
+    if marker is None:
+        return float(config.getoption("timeout") or 0)
+    return float(marker.args[0] if marker.args else marker.kwargs.get("timeout", 0))
+
+
 @pytest.hookimpl(trylast=True)      # the terminal is registered by then
 def pytest_configure(config):
+    stream = os.fdopen(os.dup(2), "w")      # the run's own stderr, also while a test's output is captured
+    config.pluginmanager.register(Watchdog(lambda item: time_limit(item, config), stream))
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     if terminal is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Live(terminal))
