@@ -4,6 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
+
+import yaml
+
+from rlco_common.strict import to_mapping
 
 
 def run_tree(command: list[str], timeout: float, **options) -> subprocess.CompletedProcess:
@@ -18,6 +23,12 @@ def run_tree(command: list[str], timeout: float, **options) -> subprocess.Comple
             print(f"=== given up: {' '.join(command)}\n{out[-3000:]}\n{err[-3000:]}")
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def written(config, path: Path) -> str:
+    """The path of a YAML file with this config, as a command takes it."""
+    path.write_text(yaml.safe_dump(to_mapping(config)))
+    return str(path)
 
 
 def rlco(*arguments, timeout: float) -> subprocess.CompletedProcess:

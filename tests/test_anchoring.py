@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_stage2_loss import make_policy, real_batch, synthetic_rollout
+from policies import make_policy
+from test_stage2_loss import real_batch, synthetic_rollout
 from test_training import same_weights, stage1_config, stage2_config
 
 from rlco_common.errors import DataError, TrainingError

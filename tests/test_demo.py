@@ -12,7 +12,7 @@ from rlco_teleop.bags import find_episodes, read_episode_metadata
 from rlco_trainer.dataset.reader import read_sidecar
 from rlco_trainer.metrics import read_metrics
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(1300)]     # the first test pays for the whole demo
+pytestmark = [pytest.mark.long, pytest.mark.timeout(700)]     # the first test pays for the whole demo
 ARMS = ("real_only", "sft_cotraining", "rl_co")
 
 
@@ -20,7 +20,7 @@ ARMS = ("real_only", "sft_cotraining", "rl_co")
 def demo(tmp_path_factory):
     """(directory, terminal output) of a mini demo, run as a user runs it."""
     out = tmp_path_factory.mktemp("demo") / "mini"
-    result = rlco("demo", "--scale", "mini", "--out", out, timeout=1200)
+    result = rlco("demo", "--scale", "mini", "--out", out, timeout=600)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return out, result.stdout
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_stage2_loss import make_policy
+from policies import make_policy
 
 from rlco_common.errors import ConfigError
 from rlco_policy.checkpoint import load_policy, save_policy

@@ -5,12 +5,11 @@ import sys
 
 import pytest
 import torch
-import yaml
-from commands import run_tree
-from test_stage2_loss import make_policy, real_batch, synthetic_rollout
+from commands import run_tree, written
+from policies import make_policy
+from test_stage2_loss import real_batch, synthetic_rollout
 from test_training import stage1_config, stage2_config
 
-from rlco_common.strict import to_mapping
 from rlco_policy.checkpoint import load_policy
 from rlco_trainer.config import StageTwoConfig
 from rlco_trainer.metrics import read_metrics
@@ -25,11 +24,6 @@ def torchrun(processes: int, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def write(config, path):
-    path.write_text(yaml.safe_dump(to_mapping(config)))
-    return str(path)
-
-
 @pytest.mark.parametrize(("total", "size", "micro_batches"), [(10, 1, 3), (10, 2, 2), (7, 3, 2), (2, 3, 4)])
 def test_parts_cover_a_batch_once_over_all_processes(total, size, micro_batches):
     parts = [part for rank in range(size) for part in Peers(rank, size).parts(total, micro_batches)]
@@ -42,7 +36,7 @@ def test_stage1_on_two_processes_equals_one(tiny_datasets, tmp_path, contract):
     two = stage1_config(tiny_datasets, tmp_path / "two", batch_size=7, ema=0.5)
     before = {name: tensor.clone() for name, tensor in StageOne(one, contract).policy.state_dict().items()}
     train_stage1(one, quiet=True)
-    torchrun(2, "-m", "rlco_trainer.cli", "train", "stage1", write(two, tmp_path / "two.yaml"))
+    torchrun(2, "-m", "rlco_trainer.cli", "train", "stage1", written(two, tmp_path / "two.yaml"))
     first, second = (load_policy(config.out / "policy", contract).state_dict() for config in (one, two))
 
     def distance(a, b):
@@ -78,7 +72,7 @@ def test_stage2_updates_on_two_processes_equal_one(tmp_path):
 @pytest.mark.long
 def test_stage2_on_two_processes_shares_the_episodes(tiny_datasets, untrained, tmp_path):
     config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", iterations=1)
-    torchrun(2, "-m", "rlco_trainer.cli", "train", "stage2", write(config, tmp_path / "run.yaml"))
+    torchrun(2, "-m", "rlco_trainer.cli", "train", "stage2", written(config, tmp_path / "run.yaml"))
     row = read_metrics(config.out / "metrics.jsonl")[-1]
     assert row["rollout/steps"] == pytest.approx(config.episodes * row["rollout/episode_steps"])
     assert json.loads((config.out / "policy" / "policy.json").read_text())["lineage"]["step"] == 1

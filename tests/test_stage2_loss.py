@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from policies import make_policy
 
 import rlco_trainer.ppo as ppo
-from rlco_common.contract import load_contract
 from rlco_policy.interface import ObsBatch
-from rlco_policy.registry import create_policy
-from rlco_policy.statistics import Statistics
 from rlco_trainer.batches import sft_batch, sft_loss, slices
 from rlco_trainer.config import PpoConfig, StageTwoConfig
 from rlco_trainer.dataset.reader import DemoBatch
@@ -19,16 +17,9 @@ POLICIES = ("compact_flow", "compact_token")
 BETA = 0.7
 
 
-def make_policy(name: str):
-    contract = load_contract()
-    names = contract.proprioception_names
-    statistics = Statistics.from_proprioception(names, np.random.default_rng(0).normal(size=(32, len(names))))
-    return create_policy(name, contract, statistics, seed=3)
-
-
 @pytest.fixture(params=POLICIES)
 def policy(request):
-    return make_policy(request.param)
+    return make_policy(request.param, seed=3)
 
 
 def synthetic_demos(policy, size: int, seed: int = 0) -> DemoBatch:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import yaml
+from commands import written
 from diagnostic_msgs.msg import DiagnosticArray
 from lifecycle_msgs.msg import Transition
 from std_msgs.msg import Float64, String
@@ -15,7 +15,6 @@ from rlco_common import topics
 from rlco_common.processes import Processes
 from rlco_common.ros import EVENT_QOS
 from rlco_common.ros_client import RosClient
-from rlco_common.strict import to_mapping
 from rlco_policy.checkpoint import read_description
 from rlco_trainer.control import RunControl
 from rlco_trainer.run_state import latest_run
@@ -33,11 +32,6 @@ def graph(ros_domain, tmp_path):
         yield processes, client
 
 
-def write(config, path):
-    path.write_text(yaml.safe_dump(to_mapping(config)))
-    return str(path)
-
-
 def state_of_training(inbox):
     status = next((s for message in reversed(inbox.messages) for s in message.status if s.name == "trainer"), None)
     return "" if status is None else status.message
@@ -47,7 +41,7 @@ def state_of_training(inbox):
 def test_a_run_is_paused_saved_stopped_and_resumed_over_ros(graph, tiny_datasets, tmp_path):
     processes, client = graph
     config = stage1_config(tiny_datasets, tmp_path / "run", steps=MANY, save_every=MANY, monitor_every=MANY, log_every=1)
-    processes.start_node(NODE, config=write(config, tmp_path / "stage1.yaml"), stage="1", overrides=["seed=5"])
+    processes.start_node(NODE, config=written(config, tmp_path / "stage1.yaml"), stage="1", overrides=["seed=5"])
     progress, metrics = client.subscribe(Float64, "/trainer/progress"), client.subscribe(DiagnosticArray, "/trainer/metrics")
     health = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS)
     client.wait_active("/trainer", timeout_s=60)
@@ -88,7 +82,7 @@ def test_a_configuration_that_cannot_be_is_refused_with_the_reason(graph, tmp_pa
 def test_a_run_that_fails_says_why(graph, tiny_datasets, untrained, tmp_path):
     processes, client = graph
     config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", min_initial_success=0.9)
-    processes.start_node(NODE, config=write(config, tmp_path / "stage2.yaml"), stage="2")
+    processes.start_node(NODE, config=written(config, tmp_path / "stage2.yaml"), stage="2")
     health = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS)
     client.wait_until(lambda: "RL hardly starts from there" in state_of_training(health), 120, "the reason")
 
@@ -113,7 +107,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(stage, tiny_datasets, untrain
 @pytest.mark.long
 def test_interrupting_the_command_saves_and_says_how_to_go_on(tiny_datasets, tmp_path):
     config = stage1_config(tiny_datasets, tmp_path / "run", steps=MANY, save_every=MANY, monitor_every=MANY, log_every=1)
-    source = write(config, tmp_path / "stage1.yaml")
+    source = written(config, tmp_path / "stage1.yaml")
     with subprocess.Popen([sys.executable, "-m", "rlco_trainer.cli", "train", "stage1", source], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE) as command:
         for line in command.stderr:     # the progress bar's first line: the loop runs
