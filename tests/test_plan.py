@@ -12,6 +12,7 @@ from rlco_common.contract import load_contract
 from rlco_common.errors import TrainingError
 from rlco_policy.checkpoint import load_policy
 from rlco_policy.footprint import GIB
+from rlco_trainer import memory
 from rlco_trainer import plan as planning
 from rlco_trainer.cli import main
 from rlco_trainer.config import ReplayConfig, StageOneConfig, StageTwoConfig
@@ -90,3 +91,20 @@ def test_a_rollout_is_as_long_as_the_task_allows(stage2):
         return next(part.bytes for part in plan_stage2(config, trial=False).parts if part.name == "rollout")
 
     assert rollout(replace(stage2, max_chunks=0)) == pytest.approx(rollout(stage2) * longest / 2)
+
+
+@pytest.mark.parametrize(("folder", "names"), [
+    (".", ("memory.max", "memory.current", "memory.stat", "inactive_file")),
+    ("memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")),
+])
+def test_a_containers_limit_counts(tmp_path, monkeypatch, folder, names):
+    monkeypatch.setattr(memory, "_CGROUPS", tmp_path)
+    machine = memory.available_bytes()
+    assert machine > 100 * 2**20
+    (tmp_path / folder).mkdir(exist_ok=True)
+    limit, usage, statistics = (tmp_path / folder / name for name in names[:3])
+    for path, text in ((limit, str(70 * 2**20)), (usage, str(50 * 2**20)), (statistics, f"anon 5\n{names[3]} {20 * 2**20}\n")):
+        path.write_text(text)
+    assert memory.available_bytes() == 40 * 2**20
+    limit.write_text("max\n" if folder == "." else "9223372036854771712")
+    assert memory.available_bytes() > 100 * 2**20
