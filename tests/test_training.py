@@ -1,5 +1,7 @@
 """Training runs: resume is bit-exact, refusals come early, evaluation is paired and resumable."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,19 @@ def test_stage2_stops_when_there_is_nothing_to_learn(tiny_datasets, untrained, t
     with pytest.raises(TrainingError, match="same return"):
         train_stage2(config, quiet=True)
     assert len(read_metrics(config.out / "metrics.jsonl")) <= 8
+
+
+def test_stage2_ends_when_it_has_reached_its_target(tiny_datasets, untrained, tmp_path, monkeypatch):
+    measured = iter([0.2, 0.6, 0.85, 0.9])
+    monkeypatch.setattr(StageTwo, "measure", lambda run, pool: next(measured))
+    config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", iterations=8, measure_every=1, workers=0,
+                           critic_warmup=8, target_success=0.8)
+    for _ in range(2):      # given again, the command has nothing left to do
+        assert train_stage2(config, quiet=True) == tmp_path / "run" / "policy"
+        rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+        assert [row["twin/success"] for row in rows] == [0.2, 0.6, 0.85]
+    with pytest.raises(ValueError, match=r"target_success must lie in \[0, 1\], got 85"):
+        replace(config, target_success=85)
 
 
 @pytest.mark.long

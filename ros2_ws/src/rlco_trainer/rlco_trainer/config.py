@@ -131,7 +131,9 @@ class StageTwoConfig:
     episodes: complete episodes per iteration, spread over `scenes` twins; those run in `workers` processes, or with
     backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded after this many chunks ends as
     it is, 0 = at the task's max_steps; measured success always has all of them. held_out, ema: as in Stage I; rollouts are
-    made with the weights themselves, what is measured and yielded is the average. cosine_every: how often (in iterations)
+    made with the weights themselves, what is measured and yielded is the average. measure_episodes: greedy episodes of a
+    measured success rate, every measure_every iterations; the run ends when one reaches target_success, after
+    time_limit_s of training, or after `iterations` (0 switches the first two off). cosine_every: how often (in iterations)
     the cosine between the RL and the real gradient is measured, 0 = never.
     """
 
@@ -166,6 +168,7 @@ class StageTwoConfig:
     measure_episodes: int = 64
     measure_every: int = 10
     min_initial_success: float = 0.05
+    target_success: float = 0.0
     save_every: int = 10
     time_limit_s: float = 0.0
     seed: int = 0
@@ -179,6 +182,8 @@ class StageTwoConfig:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.beta > 0 and not self.real:
             raise ValueError("beta > 0 needs the real dataset: give real=DATASET, or beta=0 for RL alone")
+        if not 0 <= self.target_success <= 1:
+            raise ValueError(f"target_success must lie in [0, 1], got {self.target_success}")
         if min(self.iterations, self.episodes, self.scenes, self.micro_batches, self.sft_batch_size) < 1:
             raise ValueError("iterations, episodes, scenes, micro_batches and sft_batch_size must be at least 1")
 

@@ -35,7 +35,7 @@ class StageTwo:
     def __init__(self, config: StageTwoConfig, contract: Contract):
         self.config, self.contract, self.peers = config, contract, Peers.join(config.device)
         self.randomness = Randomness(config.seed)
-        self.step, self.initial_success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
+        self.step, self.success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
         self.start_digest = read_description(config.start)["digest"]
         checkpoint = latest_run(config.out)
         if checkpoint is None:
@@ -84,12 +84,12 @@ class StageTwo:
         self.replay.restore(extra["replay"])
         self.anchor.restore(extra["anchor"])
         self.average.restore(extra["average"])
-        self.step, self.initial_success, self.elapsed_s = state["step"], extra["initial_success"], extra["elapsed_s"]
+        self.step, self.success, self.elapsed_s = state["step"], extra["success"], extra["elapsed_s"]
 
     def save(self) -> None:
         if not self.peers.main:
             return
-        extra = {"initial_success": self.initial_success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
+        extra = {"success": self.success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
                  "replay_updates": self.replay_updates, "average": self.average.state()}
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage, extra)
@@ -215,11 +215,11 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
                     backend=config.backend) as pool,
           Metrics(config.out, total=config.iterations, start=run.step, label=label, quiet=quiet,
                   silent=not run.peers.main) as metrics):
-        if run.initial_success is None:
-            run.initial_success = _require_initial_success(run, pool)
-            metrics.log(0, {"twin/success": run.initial_success, **run.monitor()})
+        if run.success is None:
+            run.success = _require_initial_success(run, pool)
+            metrics.log(0, {"twin/success": run.success, **run.monitor()})
         stalled = 0
-        while run.step < last and run.peers.agree(not _out_of_time(run) and control.go_on(run.save)):
+        while run.step < last and run.peers.agree(not _done(run) and control.go_on(run.save)):
             started = time.monotonic()
             run.policy.set_progress(run.step / config.iterations)
             rollout, row = run.collect(pool)
@@ -228,7 +228,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
             stalled = stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
             row |= {**run.monitor(), "memory/resident_mib": resident_bytes(pool.worker_pids) / 2**20}
             if run.step % config.measure_every == 0 or run.step == last:
-                row["twin/success"] = run.measure(pool)
+                row["twin/success"] = run.success = run.measure(pool)
             metrics.log(run.step, row)
             control.report(run.step, config.iterations, row)
             metrics.progress(success=row["rollout/success"], kl=row.get("rl/kl", math.nan),
@@ -254,5 +254,6 @@ def _require_initial_success(run: StageTwo, pool) -> float:
     return success
 
 
-def _out_of_time(run: StageTwo) -> bool:
-    return 0 < run.config.time_limit_s <= run.elapsed_s
+def _done(run: StageTwo) -> bool:
+    config = run.config
+    return 0 < config.time_limit_s <= run.elapsed_s or 0 < config.target_success <= run.success
