@@ -2,7 +2,7 @@
 PYTHON := .venv/bin/python
 RUN := env -u PYTHONPATH ROS_AUTOMATIC_DISCOVERY_RANGE=LOCALHOST
 
-.PHONY: help setup doctor demo test lint docs bench-sim bench-recorder bench-gate bench-policy bench-train bench-deployment clean
+.PHONY: help setup doctor demo test lint docs bench-sim bench-recorder bench-gate bench-policy bench-train bench-learning bench-deployment clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,9 @@ bench-policy: setup ## policy node: its overhead, and gaps with a model of 300 m
 
 bench-train: setup ## Stage II against the same on stock ManiSkill and ManiSkill's PPO recipe: steps per second, where the time goes
 	@$(RUN) $(PYTHON) benchmarks/training.py
+
+bench-learning: setup ## Stage II from middling policies to a target success: two tasks, both compact policies, three seeds
+	@$(RUN) $(PYTHON) benchmarks/learning.py
 
 bench-deployment: setup ## the tutorial's path for all tasks and both compact policies, with a takeover: latencies, gaps, success
 	@$(RUN) $(PYTHON) benchmarks/deployment.py

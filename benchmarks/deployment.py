@@ -23,6 +23,7 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
+from pipeline import POLICIES, prepare, rlco
 from std_msgs.msg import Bool
 
 from rlco_common import topics
@@ -33,24 +34,8 @@ from rlco_common.seeds import EVALUATION
 from rlco_sim_bridge.tasks import TASKS
 from rlco_trainer.sessions import PolicySeat, enable_policy, open_session
 
-POLICIES = {"flow": [], "token": ["policy=compact_token", "policy_config={}"]}
 DRIVES_S = 1.5      # how long the policy has the arm before the operator takes it
 HOLDS_S = 1.2       # how long the operator has it the first time; shorter corrections are not learned from
-
-
-def rlco(*arguments) -> None:
-    """Run a command of the tutorial; ends the benchmark when it fails."""
-    print(f"$ rlco {' '.join(map(str, arguments))}", flush=True)
-    subprocess.run([sys.executable, "-m", "rlco_trainer.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
-
-
-def prepare(out: Path, task: str, options) -> None:
-    """Demonstrations of a task over ROS and in the twin, as datasets."""
-    if not (out / "real" / "meta" / "rlco.json").exists():
-        rlco("record", task, "-n", options.real, "--out", out / "bags")
-        rlco("dataset", "build", out / "bags", "--out", out / "real", "--ignore-audit")
-    if not (out / "sim" / "meta" / "rlco.json").exists():
-        rlco("demos", task, "-n", options.sim, "--out", out / "sim")
 
 
 def train_and_evaluate(out: Path, task: str, policy: str, options) -> Path:
@@ -181,7 +166,7 @@ def main() -> int:
     contract, rows = load_contract(), []
     for task in options.tasks:
         out = options.out / task
-        prepare(out, task, options)
+        prepare(out, task, options.real, options.sim)
         for policy in options.policies:
             started = time.monotonic()
             cell = train_and_evaluate(out, task, policy, options)
