@@ -9,6 +9,7 @@ import torch
 from rlco_common.errors import DataError, TrainingError
 from rlco_common.records import TrialRecord, append_records, read_records
 from rlco_policy.checkpoint import load_policy, read_description
+from rlco_trainer import stage2
 from rlco_trainer.batches import held_out_loss
 from rlco_trainer.config import PpoConfig, ReplayConfig, StageOneConfig, StageTwoConfig
 from rlco_trainer.dataset.reader import load_demos
@@ -110,6 +111,32 @@ def test_stage2_stops_when_there_is_nothing_to_learn(tiny_datasets, untrained, t
     with pytest.raises(TrainingError, match="same return"):
         train_stage2(config, quiet=True)
     assert len(read_metrics(config.out / "metrics.jsonl")) <= 8
+
+
+@pytest.mark.parametrize("surrogate_weight", [0.0, 1.0])
+def test_the_average_acts_in_rollouts_only_where_ppo_does_not_learn_from_them(tiny_datasets, untrained, tmp_path, contract,
+                                                                              monkeypatch, surrogate_weight):
+    config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", ema=0.5,
+                           ppo=PpoConfig(minibatch_size=8, surrogate_weight=surrogate_weight))
+    run, acted = StageTwo(config, contract), []
+
+    def spy(policy, *arguments, **options):
+        acted.append(weights(policy))
+        return run_episodes(policy, *arguments, **options)
+
+    monkeypatch.setattr(stage2, "run_episodes", spy)
+    average = weights(run.policy)
+    for parameter in run.policy.parameters():
+        parameter.data.add_(0.01)
+    own = weights(run.policy)
+    with open_pool(contract, run.policy, "push_cube", "twin", scenes=2, workers=0) as pool:
+        run.collect(pool)
+    assert torch.equal(acted[0], own if surrogate_weight else average)
+    assert torch.equal(weights(run.policy), own)
+
+
+def weights(policy):
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
 
 
 def test_stage2_ends_when_it_has_reached_its_target(tiny_datasets, untrained, tmp_path, monkeypatch):

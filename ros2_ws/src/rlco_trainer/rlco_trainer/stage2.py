@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -116,8 +117,9 @@ class StageTwo:
         seeds = list(RL[first : first + config.episodes])
         started = time.monotonic()
         generator = torch.Generator().manual_seed(hash((config.seed, self.step, self.peers.rank)) % 2**63)
-        episodes = self.peers.gather(run_episodes(self.policy, pool, self.peers.share(seeds), generator=generator,
-                                                  max_chunks=config.max_chunks))
+        with self._rollout_weights():
+            episodes = self.peers.gather(run_episodes(self.policy, pool, self.peers.share(seeds), generator=generator,
+                                                      max_chunks=config.max_chunks))
         seconds = time.monotonic() - started
         if config.replay.updates:
             self.replay.add(episodes, self.policy.spec.horizon)
@@ -130,6 +132,10 @@ class StageTwo:
             "rollout/steps": float(steps), "time/rollout_s": seconds,
         }
         return collate(episodes, config.ppo), metrics
+
+    def _rollout_weights(self) -> AbstractContextManager:
+        """The weights that act in rollouts: PPO needs its own samples; replay alone takes what succeeds more often."""
+        return self.average.applied() if self.config.ppo.surrogate_weight == 0 else nullcontext()
 
     def update(self, rollout: RlBatch) -> dict[str, float]:
         """PPO epochs over the rollout, then the success replay."""
