@@ -16,8 +16,9 @@ from pathlib import Path
 
 from rlco_common.errors import ProcessError
 
-# Of util-linux. A preexec_fn would need fork() without exec, which can hang in a process with threads.
-_END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
+# A preexec_fn would do the same after a fork, which can hang in a process with threads. The shell looks whether the parent
+# ended before setpriv (of util-linux) had said what shall happen then.
+_END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 _LOG_TAIL_LINES = 15
 
 
@@ -95,8 +96,8 @@ class Processes:
         log = self.log_directory / f"{name}.log"
         with log.open("ab") as stream:
             process = subprocess.Popen(
-                [*_END_WITH_PARENT, *command], stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.STDOUT,
-                env={**self._environment, **(environment or {})}, start_new_session=True,
+                [*_END_WITH_PARENT, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=stream,
+                stderr=subprocess.STDOUT, env={**self._environment, **(environment or {})}, start_new_session=True,
             )
         self._children[name] = Child(name, process, log)
         return self._children[name]
