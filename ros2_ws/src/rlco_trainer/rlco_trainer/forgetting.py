@@ -30,27 +30,37 @@ def _gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
 class BetaController:
     """beta, held constant or moved so that the held-out real loss stays in a band around its start.
 
-    Above `high` times the start the anchor is too weak and beta grows by the factor `rate`, below `low` times it shrinks
-    by it; in between it stays.
+    Above `high` times the start the policy forgets, and beta grows by the factor `rate`; below `low` times it shrinks by
+    it; in between it stays. A held-out loss that is too high while the loss on the real training batches has fallen is not
+    forgotten but learned by heart: more of the same few episodes would make it worse, so beta shrinks then, too.
     """
 
     def __init__(self, beta: float, control: BetaControl | None):
         self.beta, self._control = beta, control
         self.reference: float | None = None
+        self._trained_reference: float | None = None
 
-    def observe(self, held_out_loss: float) -> None:
-        """Take in a measurement; the first one is the start that the band refers to."""
+    def observe(self, held_out_loss: float, trained_loss: float | None = None) -> None:
+        """Take in a measurement, and the mean loss on the real batches that were trained on since the last one, if any.
+
+        The first of each is the start that later ones are compared with.
+        """
         if self._control is None or self.beta == 0:
             return
+        if self._trained_reference is None:
+            self._trained_reference = trained_loss
         if self.reference is None:
             self.reference = held_out_loss
-        elif held_out_loss > self._control.high * self.reference:
+            return
+        low, high = (factor * self.reference for factor in (self._control.low, self._control.high))
+        by_heart = trained_loss is not None and trained_loss < self._trained_reference
+        if held_out_loss > high and not by_heart:
             self.beta = min(self.beta * self._control.rate, self._control.largest)
-        elif held_out_loss < self._control.low * self.reference:
+        elif not low <= held_out_loss <= high:
             self.beta = max(self.beta / self._control.rate, self._control.smallest)
 
     def state(self) -> dict:
-        return {"beta": self.beta, "reference": self.reference}
+        return {"beta": self.beta, "reference": self.reference, "trained_reference": self._trained_reference}
 
     def restore(self, state: dict) -> None:
-        self.beta, self.reference = state["beta"], state["reference"]
+        self.beta, self.reference, self._trained_reference = state["beta"], state["reference"], state["trained_reference"]

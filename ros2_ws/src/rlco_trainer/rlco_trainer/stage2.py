@@ -189,13 +189,16 @@ class StageTwo:
         demos = self.real.sample(self.config.sft_batch_size, self.policy.spec.horizon, self.randomness.numpy)
         return sft_batch(self.policy, demos, self.randomness.torch, augment=True)
 
-    def monitor(self) -> dict[str, float]:
-        """The forgetting monitor: supervised loss on held-out real demonstrations, and the beta that follows it."""
+    def monitor(self, trained_loss: float | None = None) -> dict[str, float]:
+        """The forgetting monitor: supervised loss on held-out real demonstrations, and the beta that follows it.
+
+        trained_loss: the same loss on the real batches of the last update.
+        """
         if self.held_out is None:
             return {}
         with self.average.applied():
             loss = held_out_loss(self.policy, self.held_out)
-        self.anchor.observe(loss)
+        self.anchor.observe(loss, trained_loss)
         return {"real/held_out_loss": loss, "real/beta": self.anchor.beta}
 
 
@@ -232,7 +235,8 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
             row |= run.update(rollout)
             run.step += 1
             stalled = stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
-            row |= {**run.monitor(), "memory/resident_mib": resident_bytes(pool.worker_pids) / 2**20}
+            row |= run.monitor(row.get("replay/real_loss", row.get("sft/loss")))
+            row["memory/resident_mib"] = resident_bytes(pool.worker_pids) / 2**20
             if run.step % config.measure_every == 0 or run.step == last:
                 row["twin/success"] = run.success = run.measure(pool)
             metrics.log(run.step, row)
