@@ -193,7 +193,8 @@ def test_with_replay_and_control_a_resumed_run_equals_an_uninterrupted_one(tiny_
     assert same_weights(whole, resumed, contract)
     rows = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut")]
     assert [row["real/beta"] for row in rows[0]] == [row["real/beta"] for row in rows[1]]
-    assert rows[0][-1]["real/beta"] != rows[0][0]["real/beta"], "the control has to act for this test to mean something"
+    start_beta, first, *_, last = [row["real/beta"] for row in rows[0]]
+    assert first > start_beta > last, "above its band beta grows, until the real batches are seen to be learned by heart"
     assert [row.get("replay/loss") for row in rows[0]] == [row.get("replay/loss") for row in rows[1]]
     assert rows[0][-1]["replay/size"] > 0
 
