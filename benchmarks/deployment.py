@@ -23,7 +23,7 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
-from pipeline import POLICIES, prepare, rlco
+from pipeline import POLICIES, markdown, prepare, rlco
 from std_msgs.msg import Bool
 
 from rlco_common import topics
@@ -141,13 +141,11 @@ def cell_figures(out: Path, contract: Contract, task: str, policy: str) -> dict:
 def table(rows: list[dict]) -> str:
     heads = ("task", "policy", "twin", "stand-in", "stand-in over ROS", "takeover", "policy's latency", "gaps",
              "ended in success", "corrections")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in rows:
-        rates = [str(wilson(*row[key])) for key in ("twin", "standin")]
-        lines.append("| " + " | ".join([row["task"], f"`{row['policy']}`", *rates, f"{row['ros'][0]} of {row['ros'][1]}",
-                                        f"{row['takeover_ms']:.0f} ms", f"{row['latency_ms']:.0f} ms", str(row["gaps"]),
-                                        "yes" if row["finished"] else "no", str(row["corrections"])]) + " |")
-    return "\n".join(lines)
+    return markdown(heads, ([
+        row["task"], f"`{row['policy']}`", *(str(wilson(*row[key])) for key in ("twin", "standin")),
+        f"{row['ros'][0]} of {row['ros'][1]}", f"{row['takeover_ms']:.0f} ms", f"{row['latency_ms']:.0f} ms", str(row["gaps"]),
+        "yes" if row["finished"] else "no", str(row["corrections"]),
+    ] for row in rows))
 
 
 def main() -> int:

@@ -20,9 +20,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import POLICIES, prepare, rlco
+from pipeline import POLICIES, markdown, prepare, rlco
 
-from rlco_common.records import read_records, wilson
+from rlco_common.records import read_records, success_rate
 from rlco_trainer.metrics import read_metrics
 
 DEMOS = {"push_cube": 45, "pick_place": 600}    # of the twin: few enough that Stage I leaves RL something to do
@@ -43,7 +43,7 @@ class Run:
 
     @property
     def cell(self) -> Path:
-        return self.out / self.task / f"{self.policy}_{self.seed}"
+        return self.data / f"{self.policy}_{self.seed}"
 
     @property
     def data(self) -> Path:
@@ -66,38 +66,37 @@ class Run:
                 rlco("eval", self.cell / stage / "policy", "--name", stage, "--task", self.task, "--domain", domain,
                      "--trials", FRESH, "--records", self.cell / "trials.jsonl")
 
-    def curve(self) -> list[tuple[float, float]]:
-        """(minutes of rollouts and updates, measured success), from the start."""
-        minutes, points = 0.0, []
-        for row in read_metrics(self.cell / self.name / "metrics.jsonl"):
-            minutes += (row.get("time/rollout_s", 0.0) + row.get("time/update_s", 0.0)) / 60
-            if "twin/success" in row:
-                points.append((minutes, row["twin/success"]))
-        return points
-
     def figures(self) -> dict:
-        rows, curve = read_metrics(self.cell / self.name / "metrics.jsonl"), self.curve()
+        rows = read_metrics(self.cell / self.name / "metrics.jsonl")
+        curve = success_curve(rows)
         held_out = [row["real/held_out_loss"] for row in rows if "real/held_out_loss" in row]
         trials = read_records(self.cell / "trials.jsonl")
-        rates = {f"{stage} {domain}": wilson(sum(found), len(found))
-                 for key, stage in (("sft", "start"), (self.name, "end")) for domain in ("twin", "standin")
-                 if (found := [t.success for t in trials if (t.policy, t.domain) == (key, domain)])}
+        rates = {f"{stage} {domain}": str(success_rate(t for t in trials if (t.policy, t.domain) == (key, domain)))
+                 for key, stage in (("sft", "start"), (self.name, "end")) for domain in ("twin", "standin")}
         return {"task": self.task, "policy": f"compact_{self.policy}", "seed": self.seed, "run": self.name,
                 "iterations": rows[-1]["step"], "minutes": curve[-1][0], "curve": curve,
                 "held_out": (held_out[0], held_out[-1]) if held_out else None,
-                "rates": {label: str(rate) for label, rate in rates.items()}}
+                "rates": rates}
+
+
+def success_curve(rows: list[dict]) -> list[tuple[float, float]]:
+    """(minutes of rollouts and updates, measured success), from the start."""
+    minutes, points = 0.0, []
+    for row in rows:
+        minutes += (row.get("time/rollout_s", 0.0) + row.get("time/update_s", 0.0)) / 60
+        if "twin/success" in row:
+            points.append((minutes, row["twin/success"]))
+    return points
 
 
 def table(figures: list[dict]) -> str:
     labels = ("start twin", "end twin", "start standin", "end standin")
     heads = ("task", "policy", "seed", "run", "iterations", "minutes", *labels, "held-out real loss")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for row in figures:
-        held_out = "{:.2f} -> {:.2f}".format(*row["held_out"]) if row["held_out"] else "-"
-        lines.append("| " + " | ".join([row["task"], f"`{row['policy']}`", str(row["seed"]), row["run"], str(row["iterations"]),
-                                        f"{row['minutes']:.0f}", *(row["rates"].get(label, "-") for label in labels),
-                                        held_out]) + " |")
-    return "\n".join(lines)
+    return markdown(heads, ([
+        row["task"], f"`{row['policy']}`", str(row["seed"]), row["run"], str(row["iterations"]), f"{row['minutes']:.0f}",
+        *(row["rates"][label] for label in labels),
+        "{:.2f} -> {:.2f}".format(*row["held_out"]) if row["held_out"] else "-",
+    ] for row in figures))
 
 
 def plot(figures: list[dict], target: float, path: Path) -> None:
@@ -123,7 +122,7 @@ def plot(figures: list[dict], target: float, path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.legend(frameon=False, fontsize=8, loc="lower right")
-    panels[0][0].set_ylabel("greedy success in the twin (n = 200)")
+    panels[0][0].set_ylabel(f"greedy success in the twin (n = {FRESH})")
     figure.savefig(path, dpi=110)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 POLICIES = {"flow": [], "token": ["policy=compact_token", "policy_config={}"]}
@@ -12,6 +13,12 @@ def rlco(*arguments) -> None:
     """Run an `rlco` command; ends the benchmark when it fails."""
     print(f"$ rlco {' '.join(map(str, arguments))}", flush=True)
     subprocess.run([sys.executable, "-m", "rlco_trainer.cli", *map(str, arguments)], check=True, stdout=subprocess.DEVNULL)
+
+
+def markdown(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table."""
+    heads = list(heads)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows))
 
 
 def prepare(out: Path, task: str, real: int, sim: int) -> None:

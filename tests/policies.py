@@ -28,6 +28,11 @@ def make_policy(name, config=None, seed=0):
     return create_policy(name, CONTRACT, statistics(), config, seed=seed)
 
 
+def weights(policy):
+    """All weights in one vector, a copy."""
+    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
+
+
 def observations(batch=BATCH, seed=0, colours=("red", "green", "blue", "yellow"), size=64):
     rng = np.random.default_rng(seed)
     return ObsBatch(

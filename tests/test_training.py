@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from policies import weights
 
 from rlco_common.errors import DataError, TrainingError
 from rlco_common.records import TrialRecord, append_records, read_records
@@ -133,10 +134,6 @@ def test_the_average_acts_in_rollouts_only_where_ppo_does_not_learn_from_them(ti
         run.collect(pool)
     assert torch.equal(acted[0], own if surrogate_weight else average)
     assert torch.equal(weights(run.policy), own)
-
-
-def weights(policy):
-    return torch.cat([parameter.detach().flatten() for parameter in policy.parameters()])
 
 
 def test_stage2_ends_when_it_has_reached_its_target(tiny_datasets, untrained, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import run_tree
 
 CONFTEST = """
 import os
@@ -37,9 +38,9 @@ def run(tmp_path):
     def run(source: str) -> subprocess.CompletedProcess:
         (tmp_path / "conftest.py").write_text(CONFTEST)
         (tmp_path / "test_it.py").write_text(source)
-        return subprocess.run([sys.executable, "-m", "pytest", "-p", "no:timeout", "-p", "no:cacheprovider", "--rootdir",
-                               str(tmp_path), str(tmp_path)], capture_output=True, text=True, timeout=60,
-                              env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, check=False)
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+        return run_tree([sys.executable, "-m", "pytest", "-p", "no:timeout", "-p", "no:cacheprovider", "--rootdir",
+                         str(tmp_path), str(tmp_path)], timeout=60, env=environment)
 
     return run
 

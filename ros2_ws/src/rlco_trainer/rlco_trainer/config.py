@@ -130,12 +130,12 @@ class StageTwoConfig:
     0.2 is about 0.044 here. sft_batch_size: real samples per optimizer step, whatever the number of micro-batches.
     episodes: complete episodes per iteration, spread over `scenes` twins; those run in `workers` processes, or with
     backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded after this many chunks ends as
-    it is, 0 = at the task's max_steps; measured success always has all of them. held_out, ema: as in Stage I; what
-    is measured and yielded is the average; rollouts are made with the weights themselves, with the average only where no
-    PPO step needs its own samples (ppo.surrogate_weight=0). measure_episodes: greedy episodes of a
-    measured success rate, every measure_every iterations; the run ends when one reaches target_success, after
-    time_limit_s of training, or after `iterations` (0 switches the first two off). cosine_every: how often (in iterations)
-    the cosine between the RL and the real gradient is measured, 0 = never.
+    it is, 0 = at the task's max_steps; measured success always has all of them. held_out, ema: as in Stage I; what is
+    measured and yielded is the average; rollouts are made with the weights themselves, with the average only where no PPO
+    step needs its own samples (ppo.surrogate_weight=0). measure_episodes: greedy episodes of a measured success rate,
+    every measure_every iterations; the run ends when one reaches target_success, after time_limit_s of training, or after
+    `iterations` (0 switches the first two off). cosine_every: how often (in iterations) the cosine between the RL and the
+    real gradient is measured, 0 = never.
     """
 
     out: Path

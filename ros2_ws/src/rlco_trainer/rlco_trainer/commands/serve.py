@@ -18,6 +18,7 @@ def add(commands) -> None:
 
 def _run(options) -> int:
     import os
+    from contextlib import closing
 
     import torch
 
@@ -30,14 +31,11 @@ def _run(options) -> int:
         raise ConfigError("--device cuda: torch sees no GPU here")
     torch.set_num_threads(options.threads)
     key = os.environ.get(API_KEY, "")
-    with stop_requested() as stop:
-        server = PolicyServer(options.checkpoint, options.host, options.port, api_key=key, temperature=options.temperature,
-                              device=options.device)
+    with stop_requested() as stop, closing(PolicyServer(
+            options.checkpoint, options.host, options.port, api_key=key, temperature=options.temperature,
+            device=options.device)) as server:
         served = server.served
         print(f"serving {served.policy} ({options.checkpoint}) on ws://{options.host}:{server.port}; "
               + (f"clients need {API_KEY}" if key else "no key is asked for"), flush=True)
-        try:
-            stop.wait()
-        finally:
-            server.close()
+        stop.wait()
     return 0
