@@ -20,8 +20,8 @@ from rlco_trainer.ppo import total_loss
 from rlco_trainer.replay import LEAST_PRIORITY, SuccessReplay
 from rlco_trainer.rollout import Episode, run_episodes
 from rlco_trainer.stage1 import train_stage1
-from rlco_trainer.stage2 import train_stage2
-from rlco_trainer.updates import make_optimizer, replay_step, update_step
+from rlco_trainer.stage2 import StageTwo, train_stage2
+from rlco_trainer.updates import learning_rate_factor, make_optimizer, replay_step, update_step
 
 HORIZON, CHUNK, DIM = 8, 4, 7
 
@@ -106,6 +106,27 @@ def test_replay_step_adds_beta_times_the_real_gradient(policy):
         for parameter, expected in zip(acting, wanted, strict=True):
             got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_its_final_fraction():
+    def at(step, steps):
+        return learning_rate_factor(step, warmup=10, steps=steps, final=0.1)
+
+    assert at(0, 100) == at(0, 0) == 0.1
+    assert at(9, 100) == at(10, 100) == at(500, 0) == 1.0
+    assert at(55, 100) == pytest.approx(0.55)
+    assert at(100, 100) == at(500, 100) == pytest.approx(0.1)
+
+
+def test_the_replay_learns_ever_more_slowly(tiny_datasets, untrained, tmp_path, contract):
+    """Over its own updates, not the iterations; the log says how fast."""
+    replay = ReplayConfig(updates=4, batch_size=2, demos=str(tiny_datasets["sim"]), min_size=1, lr=1e-3, warmup_updates=2,
+                          decay_updates=8, final_lr_fraction=0.1)
+    run = StageTwo(stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", replay=replay, critic_warmup=0),
+                   contract)
+    rates = [run.replay_phase()["replay/lr"] for _ in range(3)]
+    assert rates[0] > rates[1] > rates[2] == pytest.approx(1e-4)
+    assert run.replay_optimizer.param_groups[0]["lr"] == rates[2]
 
 
 def test_gradient_cosine_is_one_for_a_gradient_with_itself_and_minus_one_for_its_opposite(policy, monkeypatch):

@@ -90,7 +90,8 @@ class ReplayConfig:
     """Success replay, see rlco_trainer.replay. updates: its optimizer steps per iteration, each on batch_size decisions
     out of the newest `capacity` and on beta times a real batch; 0 = off. They begin once `min_size` decisions are there.
     demos: simulated demonstrations (a dataset or several) that the replay starts with; the run's own successes displace
-    them. lr: reached after warmup_updates.
+    them. lr: reached after warmup_updates; from there a cosine brings it down to final_lr_fraction of it, which it has
+    after decay_updates (0 = it stays).
     """
 
     updates: int = 0
@@ -100,6 +101,8 @@ class ReplayConfig:
     demos: str | tuple[str, ...] = ""
     lr: float = 3e-4
     warmup_updates: int = 100
+    decay_updates: int = 0
+    final_lr_fraction: float = 0.1
 
     def __post_init__(self):
         if self.updates < 0 or min(self.batch_size, self.capacity, self.min_size) < 1:

@@ -22,7 +22,7 @@ from rlco_trainer.dataset.reader import load_datasets, load_proprioception, samp
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
-from rlco_trainer.updates import adamw
+from rlco_trainer.updates import adamw, learning_rate_factor
 
 
 class StageOne:
@@ -61,7 +61,8 @@ class StageOne:
         """One optimizer step on a batch drawn by trajectory with probability alpha (eq. 4)."""
         config = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * learning_rate_factor(config, self.step)
+            group["lr"] = config.lr * learning_rate_factor(self.step, warmup=config.warmup_steps, steps=config.steps,
+                                                           final=config.final_lr_fraction)
         demos, _ = sample_cotraining(self.real, self.sim, config.alpha, config.batch_size, self.policy.spec.horizon,
                                      self.randomness.numpy)
         batch = sft_batch(self.policy, demos, self.randomness.torch, augment=True)
@@ -160,14 +161,6 @@ def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatc
     grad_norm = torch.nn.utils.clip_grad_norm_(policy.param_groups()["policy"], config.max_grad_norm)
     optimizer.step()
     return total, float(grad_norm)
-
-
-def learning_rate_factor(config: StageOneConfig, step: int) -> float:
-    """Linear warm-up, then a cosine to `final_lr_fraction`."""
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
-    return config.final_lr_fraction + (1 - config.final_lr_fraction) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def proprioception_statistics(config: StageOneConfig, contract: Contract) -> Statistics:

@@ -25,7 +25,7 @@ from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
 from rlco_trainer.rollout import collate, open_pool, run_episodes
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
-from rlco_trainer.updates import acting_weights, adamw, make_optimizer, means, replay_step, update_step
+from rlco_trainer.updates import acting_weights, adamw, learning_rate_factor, make_optimizer, means, replay_step, update_step
 
 STALLED_ITERATIONS = 5
 
@@ -169,15 +169,17 @@ class StageTwo:
             return {}
         rows = []
         for _ in range(replay.updates):
-            self.replay_updates += 1
+            factor = learning_rate_factor(self.replay_updates, warmup=replay.warmup_updates, steps=replay.decay_updates,
+                                          final=replay.final_lr_fraction)
             for group in self.replay_optimizer.param_groups:
-                group["lr"] = replay.lr * min(1.0, self.replay_updates / max(1, replay.warmup_updates))
+                group["lr"] = replay.lr * factor
+            self.replay_updates += 1
             worked = self.replay.sample(self.policy, replay.batch_size, self.randomness.numpy, self.randomness.torch)
             real = self._real_batch() if self.anchor.beta else None
             rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta,
                                     peers=self.peers))
             self.average.update()
-        return {**means(rows), "replay/size": float(len(self.replay))}
+        return {**means(rows), "replay/size": float(len(self.replay)), "replay/lr": replay.lr * factor}
 
     def _minibatches(self, rollout: RlBatch) -> Iterator[RlBatch]:
         for _ in range(self.config.ppo.epochs):

@@ -1,4 +1,5 @@
-"""The optimizer steps of Stage II: PPO plus beta times the real loss (paper, eq. 5), and success replay."""
+"""Optimizer steps: those of Stage II, PPO plus beta times the real loss (paper, eq. 5) and success replay, and what Stage I
+shares with them."""
 
 import math
 from pathlib import Path
@@ -25,6 +26,17 @@ def adamw(groups: list, weight_decay: float, **options) -> torch.optim.AdamW:
     The kernel takes for granted that a gradient lies in memory as its parameter does (autograd sees to that).
     """
     return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True, **options)
+
+
+def learning_rate_factor(step: int, *, warmup: int, steps: int, final: float) -> float:
+    """Of the optimizer step after `step` others: linear warm-up, then a cosine down to `final`, reached after `steps` and
+    kept. steps=0: no decay."""
+    if step < warmup:
+        return (step + 1) / warmup
+    if not steps:
+        return 1.0
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def acting_weights(policy: VLAPolicy) -> list[torch.nn.Parameter]:
