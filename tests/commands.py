@@ -25,6 +25,14 @@ def run_tree(command: list[str], timeout: float, **options) -> subprocess.Comple
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
+def gone(pid: int) -> bool:
+    """The process has ended, whether or not its parent has noticed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
 def written(config, path: Path) -> str:
     """The path of a YAML file with this config, as a command takes it."""
     path.write_text(yaml.safe_dump(to_mapping(config)))

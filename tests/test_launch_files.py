@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from commands import gone
 from rcl_interfaces.srv import GetParameters, ListParameters
 from rclpy.parameter import parameter_value_to_python
 from sensor_msgs.msg import Image
@@ -341,13 +342,6 @@ signal.signal(signal.SIGINT, note)
 print('waiting', os.getpid(), flush=True)
 time.sleep(60)
 """
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
 
 
 def test_a_node_that_fails_ends_the_run_with_its_status_and_last_words(programs, tmp_path, capsys):

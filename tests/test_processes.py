@@ -4,6 +4,7 @@ import sys
 import time
 
 import pytest
+from commands import gone
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
@@ -54,14 +55,7 @@ def test_children_end_with_the_thread_that_started_them(tmp_path):
     child = parent.start("parent", [sys.executable, "-c", script])
     child.process.wait(timeout=10)
     orphan = int(child.tail())
-
-    def gone():
-        try:
-            return open(f"/proc/{orphan}/stat").read().rsplit(")", 1)[1].split()[0] == "Z"
-        except FileNotFoundError:
-            return True
-
-    wait_for(gone)
+    wait_for(lambda: gone(orphan))
 
 
 @pytest.mark.parametrize("value", [True, 3, 2.0, 0.05, "push_cube", "0.3", "true", ["a", "b"], [1.5, 2.5]])
