@@ -63,6 +63,19 @@ def test_live_actions_are_those_between_commands_and_only_while_the_operator_dri
     assert PhaseTracker().step(0.0) == "approach"
 
 
+@pytest.mark.parametrize(("interrupted", "ticks"), [(False, 3), (True, 0)])
+def test_commands_from_before_the_gates_word_count_once_it_names_the_operator(interrupted, ticks):
+    live, start = LiveShadow(CONTRACT), 10**12
+    live.predicted(np.zeros((4, 7)), start)
+    for tick in range(-1, 4):
+        live.hold(Pose([0.4 + 0.01 * tick, 0.0, 0.2], [1.0, 0.0, 0.0, 0.0]), 1.0, start + tick * PERIOD + 1000)
+    assert live.table.count["approach"] == 0, "nobody knows yet whose they are"
+    if interrupted:
+        live.interrupt()
+    live.claim()
+    assert live.table.count["approach"] == ticks
+
+
 def test_a_dataset_is_shadowed_and_the_page_is_written(briefly_trained, tiny_datasets, tmp_path, capsys):
     options = ["--checkpoint", str(briefly_trained), "--out", str(tmp_path / "p.html")]
     assert main(["shadow", str(tiny_datasets["real"]), *options]) == 0

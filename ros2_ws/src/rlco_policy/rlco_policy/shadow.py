@@ -89,6 +89,7 @@ class LiveShadow:
         self.table = ErrorTable()
         self._lock = threading.Lock()
         self._commands: deque[tuple[int, Pose, float]] = deque(maxlen=1000)
+        self._held: deque[tuple[Pose, float, int]] = deque(maxlen=100)
         self._predictions: deque[tuple[int, np.ndarray]] = deque(maxlen=REMEMBERED_TICKS)     # (begin of the tick, action)
         self._last_ns = 0
         self._phases = PhaseTracker()
@@ -97,6 +98,7 @@ class LiveShadow:
         """The operator let go, or a new episode began: nothing before goes with anything after."""
         with self._lock:
             self._commands.clear()
+            self._held.clear()
             self._predictions.clear()
             self._phases, self._last_ns = PhaseTracker(), 0
 
@@ -114,6 +116,19 @@ class LiveShadow:
             self._commands.append((stamp_ns, target, opening))
             while self._predictions and self._predictions[0][0] + self._period_ns <= stamp_ns:
                 self._score(*self._predictions.popleft())
+
+    def hold(self, target: Pose, opening: float, stamp_ns: int) -> None:
+        """A command that the gate has not said yet whose it is: its status comes on a topic of its own, some ticks late."""
+        with self._lock:
+            self._held.append((target, opening, stamp_ns))
+
+    def claim(self) -> None:
+        """The held commands were the operator's."""
+        with self._lock:
+            held = list(self._held)
+            self._held.clear()
+        for command in held:
+            self.commanded(*command)
 
     def values(self) -> dict[str, str]:
         """Figures for diagnostics: `grasp.dx_mm: 3.1` and `grasp.ticks: 12`."""

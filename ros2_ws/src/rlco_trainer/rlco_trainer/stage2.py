@@ -169,17 +169,17 @@ class StageTwo:
             return {}
         rows = []
         for _ in range(replay.updates):
-            factor = learning_rate_factor(self.replay_updates, warmup=replay.warmup_updates, steps=replay.decay_updates,
-                                          final=replay.final_lr_fraction)
+            rate = replay.lr * learning_rate_factor(self.replay_updates, warmup=replay.warmup_updates,
+                                                    steps=replay.decay_updates, final=replay.final_lr_fraction)
             for group in self.replay_optimizer.param_groups:
-                group["lr"] = replay.lr * factor
+                group["lr"] = rate
             self.replay_updates += 1
             worked = self.replay.sample(self.policy, replay.batch_size, self.randomness.numpy, self.randomness.torch)
             real = self._real_batch() if self.anchor.beta else None
             rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta,
                                     peers=self.peers))
             self.average.update()
-        return {**means(rows), "replay/size": float(len(self.replay)), "replay/lr": replay.lr * factor}
+        return {**means(rows), "replay/size": float(len(self.replay)), "replay/lr": rate}
 
     def _minibatches(self, rollout: RlBatch) -> Iterator[RlBatch]:
         for _ in range(self.config.ppo.epochs):

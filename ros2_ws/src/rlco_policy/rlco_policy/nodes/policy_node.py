@@ -7,7 +7,6 @@ what the operator does.
 """
 
 import sys
-from collections import deque
 from collections.abc import Callable
 
 import numpy as np
@@ -43,7 +42,6 @@ from rlco_policy.shadow import LiveShadow
 from rlco_policy.worker import InferenceWorker, Runner
 
 DIAGNOSTICS_PERIOD_S = 1.0
-UNCLAIMED = 100     # the gate's status comes on a topic of its own, some ticks after the first commands of who takes over
 SWITCH_INTERVAL_S = 0.0005      # Python's 5 ms would let a due chunk wait that long behind callbacks
 
 
@@ -79,7 +77,6 @@ class PolicyNode(RlcoLifecycleNode):
         self._worker: InferenceWorker | None = None
         self._endpoints = []
         self._source = ""       # who is in charge, as the gate says
-        self._unclaimed = deque(maxlen=UNCLAIMED)   # commands that came before the gate said whose they are
         self._opening: float | None = None
         self.add_on_set_parameters_callback(self._on_parameters)
 
@@ -165,7 +162,6 @@ class PolicyNode(RlcoLifecycleNode):
         if event.kind == "reset":
             self._worker.new_episode(event.instruction, event.seed, event.stamp_ns)
             if self._shadow is not None:
-                self._unclaimed.clear()
                 self._shadow.interrupt()
 
     def _on_image(self, name: str, message: Image) -> None:
@@ -187,13 +183,10 @@ class PolicyNode(RlcoLifecycleNode):
         self._source = source
         if self._shadow is None:
             self._worker.interrupt()        # or a chunk from before a takeover would be continued after it
-            return
-        if source != Source.OPERATOR.name:
-            self._shadow.interrupt()
+        elif source == Source.OPERATOR.name:
+            self._shadow.claim()
         else:
-            for command in self._unclaimed:
-                self._shadow.commanded(*command)
-        self._unclaimed.clear()
+            self._shadow.interrupt()
 
     def _on_gripper_command(self, message: Float64MultiArray) -> None:
         self._opening = message.data[0]     # comes before the target that it goes with
@@ -205,7 +198,7 @@ class PolicyNode(RlcoLifecycleNode):
         if self._source == Source.OPERATOR.name:
             self._shadow.commanded(*command)
         elif self._source in ("", Source.NOBODY.name):
-            self._unclaimed.append(command)
+            self._shadow.hold(*command)
 
     # -- what goes out
 
