@@ -9,6 +9,7 @@ import time
 import pytest
 
 from rlco_common.errors import ConfigError
+from rlco_common.seeds import SIM_DEMOS
 from rlco_sim_bridge.variation import Variation
 from rlco_trainer.dataset.reader import read_sidecar
 from rlco_trainer.dataset.simulated import write_simulated_demos
@@ -50,6 +51,16 @@ def test_a_stopped_generation_with_other_settings_is_not_mixed_in(tmp_path, cont
     (spool / "recipe.json").write_text(json.dumps({"kind": "simulated", "noise": 0.9}))
     with pytest.raises(ConfigError, match=r"other settings.*noise: 0\.9 -> 0\.1"):
         write_simulated_demos(contract, tmp_path / "demos", task="push_cube", domain="twin", count=1, noise=0.1, workers=0)
+
+
+def test_skipped_seeds_give_other_scenes(tmp_path, contract):
+    arguments = {"task": "push_cube", "domain": "twin", "count": 2, "noise": 0.1, "workers": 0, "quiet": True}
+    write_simulated_demos(contract, tmp_path / "all", **arguments)
+    write_simulated_demos(contract, tmp_path / "rest", skip=100, **arguments)
+    first, rest = ([entry["seed"] for entry in read_sidecar(tmp_path / name)["episodes"]] for name in ("all", "rest"))
+    assert first[0] == SIM_DEMOS.start and rest[0] >= SIM_DEMOS.start + 100
+    with pytest.raises(ConfigError, match="skip is -1"):
+        write_simulated_demos(contract, tmp_path / "none", skip=-1, **arguments)
 
 
 def test_held_out_objects_are_never_demonstrated(tmp_path, contract):

@@ -86,6 +86,14 @@ def test_pick_place_succeeds_with_unseen_objects_and_perturbed_starts(successes,
     assert successes("pick_place", domain, 0.1, variation, EPISODES[:15])[0] >= 13
 
 
+def test_pick_place_goes_back_for_the_object_after_a_missed_grasp(successes):
+    count, rollouts = successes("pick_place", "twin", 0.1, "start=missed", EPISODES[:15])
+    assert count >= 13
+    for rollout in rollouts:
+        assert rollout.observations[0].gripper == 0.0, "the hand starts closed"
+        assert rollout.intended[0][6] == 1.0, "and opens first"
+
+
 @pytest.mark.parametrize("task", [task for task in TASKS if task != "pick_place"])
 def test_the_other_experts_succeed_from_perturbed_starts(successes, task):
     assert successes(task, "standin", 0.1, "start=perturbed", EPISODES[:15])[0] >= 13

@@ -192,6 +192,26 @@ def test_a_perturbed_start_moves_the_tool_and_nothing_else(name):
         assert all(np.array_equal(a.objects[key].as_array(), b.objects[key].as_array()) for key in a.objects)
 
 
+def test_after_a_missed_grasp_the_hand_is_closed_between_object_and_container():
+    task, nominal = sampled("pick_place")
+    _, missed = sampled("pick_place", Variation(start="missed"))
+    spec, shares = task.layout.missed, []
+    for a, b in zip(nominal, missed, strict=True):
+        assert all(np.array_equal(a.objects[key].as_array(), b.objects[key].as_array()) for key in a.objects)
+        assert (a.opening, b.opening, a.instruction) == (1.0, 0.0, b.instruction)
+        start, end = (b.objects[name].position[:2] for name in (b.named, CONTAINER))
+        way = (end - start) / np.linalg.norm(end - start)
+        along = way @ (b.tool.position[:2] - start)
+        off = b.tool.position[:2] - start - along * way
+        shares.append(along / np.linalg.norm(end - start))
+        assert np.linalg.norm(off) <= 2**0.5 * spec.half_width_m
+        assert spec.height_m[0] <= b.tool.position[2] <= spec.height_m[1]
+        assert np.array_equal(CONTRACT.limits.clip_position(b.tool.position), b.tool.position)
+    assert min(shares) < 0.1 and max(shares) > 0.9
+    with pytest.raises(ConfigError, match=r"push_cube.*no grasp to miss"):
+        load_task("push_cube").check(Variation(start="missed"))
+
+
 def test_variations_have_a_text_and_bad_ones_are_refused_by_name():
     variation = Variation(objects="unseen", camera=0.5)
     assert variation.text() == "objects=unseen,camera=0.5"

@@ -59,7 +59,7 @@ def kinematics(urdf_path: str) -> Kinematics:
 
 
 def start_qpos(urdf_path: str, tool: Pose, opening_m: float = 0.04) -> np.ndarray:
-    """[9] joint positions of an episode's start: tool at `tool`, elbow as in ManiSkill's rest pose, gripper open."""
+    """[9] joint positions of an episode's start: tool at `tool`, elbow as in ManiSkill's rest pose, fingers at opening_m."""
     solved = kinematics(urdf_path).inverse(tool, np.array(Panda.keyframes["rest"].qpos, dtype=np.float64), _START_ITERATIONS)
     if solved is None:
         raise TwinError(f"the start pose {tool.position.round(3).tolist()} is out of the arm's reach; "

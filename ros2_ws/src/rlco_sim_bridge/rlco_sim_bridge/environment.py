@@ -121,7 +121,8 @@ class TabletopEnv(BaseEnv):
                 self.cabinet.set_pose(_batched([state.objects["cabinet"] for state in states]))
                 self.cabinet.set_qpos(torch.tensor([[state.travel_m] for state in states]))
                 self.cabinet.set_qvel(torch.zeros(len(states), 1))
-            qpos = [start_qpos(self.agent.urdf_path, state.tool, self.contract.robot.gripper_open) for state in states]
+            qpos = [start_qpos(self.agent.urdf_path, state.tool, self.contract.robot.gripper_joint_position(state.opening))
+                    for state in states]
             self.agent.robot.set_qpos(torch.tensor(np.array(qpos), dtype=torch.float32))
             self.agent.robot.set_qvel(torch.zeros(len(states), len(qpos[0])))
             self._remember(env_idx, states)
@@ -189,7 +190,7 @@ class TabletopEnv(BaseEnv):
         fresh = {
             "position": table(lambda pose: pose.position, 3), "quaternion": table(lambda pose: pose.quaternion, 4),
             "tool": torch.tensor(np.array([state.tool.position for state in states]), dtype=torch.float32),
-            "opening": torch.ones(len(states)), "travel": torch.tensor([state.travel_m for state in states]),
+            "opening": torch.tensor([state.opening for state in states]), "travel": torch.tensor([state.travel_m for state in states]),
         }
         def mask(holds):
             return torch.tensor([[holds(state, name) for name in names] for state in states], dtype=torch.bool).reshape(

@@ -75,7 +75,8 @@ class Twin:
         self._state = state = state if tool is None else replace(state, tool=tool)
         self._renew_physics()
         self._place(state)
-        self._set_arm(start_qpos(self._env.agent.urdf_path, state.tool, self.contract.robot.gripper_open))
+        self._set_arm(start_qpos(self._env.agent.urdf_path, state.tool,
+                                 self.contract.robot.gripper_joint_position(state.opening)))
         self._arrange_look()
         names = list(self._bodies)
         self._named = np.array([name == state.named for name in names], dtype=bool)

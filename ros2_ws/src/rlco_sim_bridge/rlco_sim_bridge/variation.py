@@ -23,12 +23,13 @@ _CAMERA_STREAM, _LIGHT_STREAM = 0xca3e, 0x1197
 @dataclass(frozen=True)
 class Variation:
     """objects=unseen: objects that are held out of every demonstration. start=perturbed: another start of the robot.
+    start=missed: it starts as it is after a missed grasp.
 
     camera, light: strength of random changes of camera pose and lighting, 0 none to 1 strong; see the constants above.
     """
 
     objects: Literal["seen", "unseen"] = "seen"
-    start: Literal["nominal", "perturbed"] = "nominal"
+    start: Literal["nominal", "perturbed", "missed"] = "nominal"
     camera: float = 0.0
     light: float = 0.0
 

@@ -81,7 +81,8 @@ class StartSpec:
 class EpisodeState:
     """The initial state of one episode. objects: name -> pose of the bodies in play (and of the cabinet).
 
-    named: what the instruction means. tool: the end effector. travel_m: how far the drawer is open.
+    named: what the instruction means. tool: the end effector. travel_m: how far the drawer is open. opening: of the gripper,
+    0 closed to 1 open.
     """
 
     objects: dict[str, Pose]
@@ -89,6 +90,7 @@ class EpisodeState:
     tool: Pose
     instruction: str
     travel_m: float = 0.0
+    opening: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,8 @@ class Task:
         """Raise ConfigError when this task has no such variation."""
         if variation.objects == "unseen":
             raise ConfigError(f"task '{self.name}' has no held-out objects; objects=unseen is for pick_place")
+        if variation.start == "missed":
+            raise ConfigError(f"task '{self.name}' has no grasp to miss; start=missed is for pick_place")
 
     def sample(self, spec: TaskSpec, seed: int, variation: Variation) -> EpisodeState:
         """The initial state of episode `seed`, the same in every domain.
@@ -166,7 +170,7 @@ class Task:
 def draw_start(start: StartSpec, rng: np.random.Generator, seed: int, variation: Variation) -> Pose:
     """The tool's start pose; `rng` serves the nominal part, a stream of its own the perturbation."""
     position = np.array(start.tool_m) + np.array(start.half_width_m) * rng.uniform(-1, 1, 3)
-    if variation.start == "nominal":
+    if variation.start != "perturbed":
         return Pose(position, TOOL_DOWN)
     extra = np.random.default_rng([seed, _PERTURBED_START_STREAM])
     position = position + np.array(start.perturbed_half_width_m) * extra.uniform(-1, 1, 3)

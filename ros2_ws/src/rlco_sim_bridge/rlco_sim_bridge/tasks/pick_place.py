@@ -5,11 +5,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from rlco_common.errors import ConfigError
-from rlco_common.pose import Pose
-from rlco_sim_bridge.tasks.base import Body, EpisodeState, StartSpec, Task, box, chosen, draw_start, yaw_quaternion
+from rlco_common.pose import Pose, quaternion_multiply
+from rlco_sim_bridge.tasks.base import (
+    TOOL_DOWN,
+    Body,
+    EpisodeState,
+    StartSpec,
+    Task,
+    box,
+    chosen,
+    draw_start,
+    yaw_quaternion,
+)
 from rlco_sim_bridge.tasks.shapes import SHAPES
 
 CONTAINER = "container"
+_MISSED_START_STREAM = 0x3155
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,26 @@ class Region:
 
 
 @dataclass(frozen=True)
+class MissedSpec:
+    """Where the hand can be after a missed grasp, closed and empty: on the way from the object to the container.
+
+    half_width_m: off that way, along x and y. height_m: lowest and highest of the tool; closed fingers at the lowest clear every
+    object. half_width_rad: yaw.
+    """
+
+    half_width_m: float
+    height_m: tuple[float, float]
+    half_width_rad: float
+
+    def draw(self, seed: int, object_m: np.ndarray, container_m: np.ndarray) -> Pose:
+        """The tool's pose in episode `seed`. object_m, container_m: [2] on the table."""
+        rng = np.random.default_rng([seed, _MISSED_START_STREAM])
+        share, height, yaw = rng.random(), rng.uniform(*self.height_m), self.half_width_rad * rng.uniform(-1, 1)
+        place = object_m + share * (container_m - object_m) + self.half_width_m * rng.uniform(-1, 1, 2)
+        return Pose([*place, height], quaternion_multiply(yaw_quaternion(yaw), TOOL_DOWN))
+
+
+@dataclass(frozen=True)
 class PickPlaceLayout:
     """Where things start and what counts as success; see config/tasks/pick_place.yaml for the meaning of each field."""
 
@@ -51,6 +82,7 @@ class PickPlaceLayout:
     container_yaw_half_width_rad: float
     container: ContainerSpec
     start: StartSpec
+    missed: MissedSpec
     placed_below_m: float
     released_opening: float
     reach: Region
@@ -96,7 +128,11 @@ class PickPlace(Task):
         tool = draw_start(layout.start, rng, seed, variation)
         objects = {CONTAINER: Pose([*container_position, 0.0], yaw_quaternion(container_yaw)),
                    shape: Pose([*position, SHAPES[shape].height_m], yaw_quaternion(yaw))}
-        return EpisodeState(objects, shape, tool, spec.instruction(wording, object=shape.replace("_", " ")))
+        missed = variation.start == "missed"
+        if missed:
+            tool = layout.missed.draw(seed, position, container_position)
+        return EpisodeState(objects, shape, tool, spec.instruction(wording, object=shape.replace("_", " ")),
+                            opening=0.0 if missed else 1.0)
 
     def goal(self, state):
         return state.objects[CONTAINER].position + np.array([0.0, 0.0, self.layout.container.height_m / 2])

@@ -38,7 +38,7 @@ def _demos(commands) -> None:
         frames = write_simulated_demos(
             load_contract(options.contract), options.out, task=options.task, domain=options.domain, count=options.count,
             noise=options.noise, workers=options.workers, expert=options.expert, variation=chosen_variation(options),
-            overwrite=options.overwrite)
+            skip=options.skip, overwrite=options.overwrite)
         print(f"{options.out}: {options.count} episodes, {frames} frames")
 
     parser = command(commands, "demos", run, "generate simulated demonstrations with an expert; goes on where it was stopped")
@@ -50,6 +50,8 @@ def _demos(commands) -> None:
     parser.add_argument("--expert", choices=["scripted", "planned"], default="scripted",
                         help="planned: collision-free motion planning, for pick_place")
     variation_option(parser)
+    parser.add_argument("--skip", type=int, default=0, metavar="N",
+                        help="leave out the first N seeds: other scenes than those of a dataset that was made without it")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
     contract_option(parser)

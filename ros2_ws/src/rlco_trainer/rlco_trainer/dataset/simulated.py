@@ -18,38 +18,43 @@ from rlco_trainer.dataset.writer import require_absent, write_dataset
 
 
 def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: str, count: int, noise: float, workers: int,
-                          expert: str = "scripted", variation: Variation = NOMINAL, overwrite: bool = False,
-                          quiet: bool = False) -> int:
+                          expert: str = "scripted", variation: Variation = NOMINAL, skip: int = 0,
+                          overwrite: bool = False, quiet: bool = False) -> int:
     """Write `count` successful expert episodes of `task` in `domain`; failures are rejected. Returns the frame count.
 
-    expert: its kind, see rlco_sim_bridge.experts.make_expert.
+    expert: its kind, see rlco_sim_bridge.experts.make_expert. skip: this many seeds are left out, so that two datasets of a task
+    show different scenes; without it all begin with the same.
 
     A stopped generation leaves its episodes beside `out`, and the same call goes on from there; the dataset is the same as
-    without the stop. Raises ConfigError when `out` exists (see overwrite), or when held-out objects are asked for.
+    without the stop. Raises ConfigError when `out` exists (see overwrite), when held-out objects are asked for, or when `skip`
+    leaves no seeds.
     """
     if variation.objects != "seen":
         raise ConfigError("demonstrations never show the held-out objects; leave out objects=unseen")
+    if not 0 <= skip < len(SIM_DEMOS):
+        raise ConfigError(f"skip is {skip}; there are {len(SIM_DEMOS)} seeds for demonstrations, give 0 to {len(SIM_DEMOS) - 1}")
+    seeds = SIM_DEMOS[skip:]
     out = Path(out)
     require_absent(out, overwrite)
     recipe = {"kind": "simulated", "task": task, "domain": str(domain), "expert": expert, "noise": noise,
-              "variation": variation.text(), "first_seed": SIM_DEMOS.start, "contract_hash": contract.hash}
+              "variation": variation.text(), "first_seed": seeds.start, "contract_hash": contract.hash}
     spool = EpisodeSpool(out.with_name(f".{out.name}.demos"), recipe, contract.to_json())
-    _generate(contract, spool, task, domain, count, noise, workers, expert, variation, quiet)
+    _generate(contract, spool, seeds, task, domain, count, noise, workers, expert, variation, quiet)
     kept = _seeds(spool)[:count]
     episodes = tqdm(spool.episodes(map(str, kept)), total=len(kept), desc=f"write {out.name}", disable=quiet,
                     dynamic_ncols=True)
     frames = write_dataset(out, contract, episodes, overwrite=overwrite,
-                           lineage=recipe | {"rejected": kept[-1] - SIM_DEMOS.start + 1 - len(kept)})
+                           lineage=recipe | {"rejected": kept[-1] - seeds.start + 1 - len(kept)})
     spool.remove()
     return frames
 
 
-def _generate(contract, spool, task, domain, count, noise, workers, expert, variation, quiet) -> None:
+def _generate(contract, spool, seeds, task, domain, count, noise, workers, expert, variation, quiet) -> None:
     """Fill the spool up to `count` episodes. Seeds are taken in order, so what it holds is always a beginning."""
     held = _seeds(spool)
     if len(held) >= count:
         return
-    seeds = range(held[-1] + 1 if held else SIM_DEMOS.start, SIM_DEMOS.stop)
+    seeds = range(held[-1] + 1 if held else seeds.start, seeds.stop)
     generator = DemoGenerator(contract, task, domain, seeds, count - len(held), noise=noise, workers=workers, kind=expert,
                               variation=variation)
     with tqdm(total=count, initial=len(held), desc=f"demos {task} in {domain}", disable=quiet, dynamic_ncols=True) as bar:
