@@ -65,6 +65,15 @@ def test_one_scene_on_a_cpu_equals_a_twin_pool(task):
                 np.testing.assert_array_equal(getattr(got, field), getattr(wanted, field), field)
 
 
+def test_a_missed_grasp_is_the_same_start_on_both():
+    options = {"scenes": 1, "image_size": 64, "render": False, "variation": Variation(start="missed")}
+    with (TwinPool(CONTRACT, "pick_place", workers=0, **options) as pool,
+          BatchedPool(CONTRACT, "pick_place", sim_backend="physx_cpu", **options) as batch):
+        expected, got = (each.reset([FIRST]).proprioception for each in (pool, batch))
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+        assert expected[0, -1] == 0.0, "the gripper is closed"
+
+
 @pytest.fixture(scope="module")
 def batch():
     with BatchedPool(CONTRACT, "push_cube", scenes=1, image_size=64, sim_backend="physx_cpu") as batch:
