@@ -190,7 +190,8 @@ class TabletopEnv(BaseEnv):
         fresh = {
             "position": table(lambda pose: pose.position, 3), "quaternion": table(lambda pose: pose.quaternion, 4),
             "tool": torch.tensor(np.array([state.tool.position for state in states]), dtype=torch.float32),
-            "opening": torch.tensor([state.opening for state in states]), "travel": torch.tensor([state.travel_m for state in states]),
+            "opening": torch.tensor([state.opening for state in states]),
+            "travel": torch.tensor([state.travel_m for state in states]),
         }
         def mask(holds):
             return torch.tensor([[holds(state, name) for name in names] for state in states], dtype=torch.bool).reshape(

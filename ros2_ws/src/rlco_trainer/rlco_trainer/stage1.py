@@ -22,7 +22,7 @@ from rlco_trainer.dataset.reader import load_datasets, load_proprioception, samp
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
-from rlco_trainer.updates import adamw, learning_rate_factor
+from rlco_trainer.updates import adamw, learning_rate_factor, set_learning_rate
 
 
 class StageOne:
@@ -60,9 +60,8 @@ class StageOne:
     def train_step(self) -> dict[str, float]:
         """One optimizer step on a batch drawn by trajectory with probability alpha (eq. 4)."""
         config = self.config
-        for group in self.optimizer.param_groups:
-            group["lr"] = config.lr * learning_rate_factor(self.step, warmup=config.warmup_steps, steps=config.steps,
-                                                           final=config.final_lr_fraction)
+        set_learning_rate(self.optimizer, config.lr * learning_rate_factor(
+            self.step, warmup=config.warmup_steps, steps=config.steps, final=config.final_lr_fraction))
         demos, _ = sample_cotraining(self.real, self.sim, config.alpha, config.batch_size, self.policy.spec.horizon,
                                      self.randomness.numpy)
         batch = sft_batch(self.policy, demos, self.randomness.torch, augment=True)

@@ -25,7 +25,16 @@ from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
 from rlco_trainer.rollout import collate, open_pool, run_episodes
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
-from rlco_trainer.updates import acting_weights, adamw, learning_rate_factor, make_optimizer, means, replay_step, update_step
+from rlco_trainer.updates import (
+    acting_weights,
+    adamw,
+    learning_rate_factor,
+    make_optimizer,
+    means,
+    replay_step,
+    set_learning_rate,
+    update_step,
+)
 
 STALLED_ITERATIONS = 5
 
@@ -171,8 +180,7 @@ class StageTwo:
         for _ in range(replay.updates):
             rate = replay.lr * learning_rate_factor(self.replay_updates, warmup=replay.warmup_updates,
                                                     steps=replay.decay_updates, final=replay.final_lr_fraction)
-            for group in self.replay_optimizer.param_groups:
-                group["lr"] = rate
+            set_learning_rate(self.replay_optimizer, rate)
             self.replay_updates += 1
             worked = self.replay.sample(self.policy, replay.batch_size, self.randomness.numpy, self.randomness.torch)
             real = self._real_batch() if self.anchor.beta else None

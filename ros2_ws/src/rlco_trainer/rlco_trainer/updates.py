@@ -39,6 +39,12 @@ def learning_rate_factor(step: int, *, warmup: int, steps: int, final: float) ->
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The same rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def acting_weights(policy: VLAPolicy) -> list[torch.nn.Parameter]:
     """Every trainable weight but the critic's."""
     return [parameter for name, group in policy.param_groups().items() if name != "value" for parameter in group]

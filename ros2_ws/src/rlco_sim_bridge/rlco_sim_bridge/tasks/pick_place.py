@@ -55,8 +55,8 @@ class Region:
 class MissedSpec:
     """Where the hand can be after a missed grasp, closed and empty: on the way from the object to the container.
 
-    half_width_m: off that way, along x and y. height_m: lowest and highest of the tool; closed fingers at the lowest clear every
-    object. half_width_rad: yaw.
+    half_width_m: off that way, along x and y. height_m: lowest and highest of the tool; closed fingers at the lowest clear
+    every object. half_width_rad: yaw.
     """
 
     half_width_m: float

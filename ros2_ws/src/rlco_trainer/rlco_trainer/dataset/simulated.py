@@ -22,17 +22,17 @@ def write_simulated_demos(contract: Contract, out: Path, *, task: str, domain: s
                           overwrite: bool = False, quiet: bool = False) -> int:
     """Write `count` successful expert episodes of `task` in `domain`; failures are rejected. Returns the frame count.
 
-    expert: its kind, see rlco_sim_bridge.experts.make_expert. skip: this many seeds are left out, so that two datasets of a task
-    show different scenes; without it all begin with the same.
+    expert: its kind, see rlco_sim_bridge.experts.make_expert. skip: this many seeds are left out, so that two datasets of a
+    task show different scenes; without it all begin with the same.
 
     A stopped generation leaves its episodes beside `out`, and the same call goes on from there; the dataset is the same as
-    without the stop. Raises ConfigError when `out` exists (see overwrite), when held-out objects are asked for, or when `skip`
-    leaves no seeds.
+    without the stop. Raises ConfigError when `out` exists (see overwrite), when held-out objects are asked for, or when
+    `skip` leaves no seeds.
     """
     if variation.objects != "seen":
         raise ConfigError("demonstrations never show the held-out objects; leave out objects=unseen")
     if not 0 <= skip < len(SIM_DEMOS):
-        raise ConfigError(f"skip is {skip}; there are {len(SIM_DEMOS)} seeds for demonstrations, give 0 to {len(SIM_DEMOS) - 1}")
+        raise ConfigError(f"skip is {skip}; give 0 to {len(SIM_DEMOS) - 1}, there are {len(SIM_DEMOS)} seeds")
     seeds = SIM_DEMOS[skip:]
     out = Path(out)
     require_absent(out, overwrite)
