@@ -195,9 +195,10 @@ def test_a_perturbed_start_moves_the_tool_and_nothing_else(name):
 def test_after_a_missed_grasp_the_hand_is_closed_between_object_and_container():
     task, nominal = sampled("pick_place")
     _, missed = sampled("pick_place", Variation(start="missed"))
-    spec, shares = task.layout.missed, []
+    spec, shares, pushed = task.layout.missed, [], []
     for a, b in zip(nominal, missed, strict=True):
-        assert all(np.array_equal(a.objects[key].as_array(), b.objects[key].as_array()) for key in a.objects)
+        assert np.array_equal(a.objects[CONTAINER].as_array(), b.objects[CONTAINER].as_array())
+        pushed.append(b.objects[b.named].position - a.objects[a.named].position)
         assert (a.opening, b.opening, a.instruction) == (1.0, 0.0, b.instruction)
         start, end = (b.objects[name].position[:2] for name in (b.named, CONTAINER))
         way = (end - start) / np.linalg.norm(end - start)
@@ -208,8 +209,11 @@ def test_after_a_missed_grasp_the_hand_is_closed_between_object_and_container():
         assert spec.height_m[0] <= b.tool.position[2] <= spec.height_m[1]
         assert np.array_equal(CONTRACT.limits.clip_position(b.tool.position), b.tool.position)
     assert min(shares) < 0.1 and max(shares) > 0.9
+    assert np.abs(pushed).max(0) == pytest.approx([*2 * [spec.pushed_half_width_m], 0.0], rel=0.1)
     with pytest.raises(ConfigError, match=r"push_cube.*no grasp to miss"):
         load_task("push_cube").check(Variation(start="missed"))
+    with pytest.raises(ConfigError, match="no 'missed'"):
+        load_task("pick_place", replace(task.layout, missed=None)).check(Variation(start="missed"))
 
 
 def test_variations_have_a_text_and_bad_ones_are_refused_by_name():

@@ -53,22 +53,24 @@ class Region:
 
 @dataclass(frozen=True)
 class MissedSpec:
-    """Where the hand can be after a missed grasp, closed and empty: on the way from the object to the container.
+    """What a missed grasp leaves: the object pushed aside, the hand closed and empty on the way from it to the container.
 
     half_width_m: off that way, along x and y. height_m: lowest and highest of the tool; closed fingers at the lowest clear
-    every object. half_width_rad: yaw.
+    every object. half_width_rad: yaw. pushed_half_width_m: of the object, along x and y.
     """
 
     half_width_m: float
     height_m: tuple[float, float]
     half_width_rad: float
+    pushed_half_width_m: float
 
-    def draw(self, seed: int, object_m: np.ndarray, container_m: np.ndarray) -> Pose:
-        """The tool's pose in episode `seed`. object_m, container_m: [2] on the table."""
+    def draw(self, seed: int, object_m: np.ndarray, container_m: np.ndarray) -> tuple[np.ndarray, Pose]:
+        """The object's place [2] and the tool's pose in episode `seed`. object_m, container_m: [2] on the table."""
         rng = np.random.default_rng([seed, _MISSED_START_STREAM])
         share, height, yaw = rng.random(), rng.uniform(*self.height_m), self.half_width_rad * rng.uniform(-1, 1)
-        place = object_m + share * (container_m - object_m) + self.half_width_m * rng.uniform(-1, 1, 2)
-        return Pose([*place, height], quaternion_multiply(yaw_quaternion(yaw), TOOL_DOWN))
+        pushed_m = object_m + self.pushed_half_width_m * rng.uniform(-1, 1, 2)
+        tool_m = pushed_m + share * (container_m - pushed_m) + self.half_width_m * rng.uniform(-1, 1, 2)
+        return pushed_m, Pose([*tool_m, height], quaternion_multiply(yaw_quaternion(yaw), TOOL_DOWN))
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,10 @@ class PickPlaceLayout:
     container_yaw_half_width_rad: float
     container: ContainerSpec
     start: StartSpec
-    missed: MissedSpec
     placed_below_m: float
     released_opening: float
     reach: Region
+    missed: MissedSpec | None = None
 
     def __post_init__(self):
         unknown = sorted({*self.shapes, *self.unseen_shapes} - SHAPES.keys())
@@ -115,6 +117,8 @@ class PickPlace(Task):
     def check(self, variation):
         if variation.objects == "unseen" and not self.layout.unseen_shapes:
             raise ConfigError("this layout of pick_place has no unseen_shapes; objects=unseen needs at least one")
+        if variation.start == "missed" and self.layout.missed is None:
+            raise ConfigError("this layout of pick_place has no 'missed', which start=missed needs; see the shipped pick_place.yaml")
 
     def sample(self, spec, seed, variation):
         layout, rng = self.layout, np.random.default_rng(seed)
@@ -126,11 +130,11 @@ class PickPlace(Task):
         container_position = layout.container_region.draw(rng)
         container_yaw = layout.container_yaw_half_width_rad * rng.uniform(-1, 1)
         tool = draw_start(layout.start, rng, seed, variation)
-        objects = {CONTAINER: Pose([*container_position, 0.0], yaw_quaternion(container_yaw)),
-                   shape: Pose([*position, SHAPES[shape].height_m], yaw_quaternion(yaw))}
         missed = variation.start == "missed"
         if missed:
-            tool = layout.missed.draw(seed, position, container_position)
+            position, tool = layout.missed.draw(seed, position, container_position)
+        objects = {CONTAINER: Pose([*container_position, 0.0], yaw_quaternion(container_yaw)),
+                   shape: Pose([*position, SHAPES[shape].height_m], yaw_quaternion(yaw))}
         return EpisodeState(objects, shape, tool, spec.instruction(wording, object=shape.replace("_", " ")),
                             opening=0.0 if missed else 1.0)
 
