@@ -118,7 +118,7 @@ class PickPlace(Task):
         if variation.objects == "unseen" and not self.layout.unseen_shapes:
             raise ConfigError("this layout of pick_place has no unseen_shapes; objects=unseen needs at least one")
         if variation.start == "missed" and self.layout.missed is None:
-            raise ConfigError("this layout of pick_place has no 'missed', which start=missed needs; see the shipped pick_place.yaml")
+            raise ConfigError("this layout of pick_place has no 'missed', which start=missed needs; see the shipped layout")
 
     def sample(self, spec, seed, variation):
         layout, rng = self.layout, np.random.default_rng(seed)
