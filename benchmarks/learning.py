@@ -20,12 +20,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import POLICIES, markdown, prepare, rlco
+from pipeline import POLICIES, markdown, prepare, rlco, simulate
 
 from rlco_common.records import read_records, success_rate
 from rlco_trainer.metrics import read_metrics
 
 DEMOS = {"push_cube": 45, "pick_place": 600}    # of the twin: few enough that Stage I leaves RL something to do
+MISSED = {"pick_place": 600}                    # of them in addition, beginning after a missed grasp
 REAL = 25
 FRESH = 200         # EVALUATION states, and SELECTION states of each measurement
 EVERY = 15          # iterations between two measurements
@@ -52,7 +53,12 @@ class Run:
     def carry_out(self, minutes: float, target: float, settings: list[str]) -> None:
         """Whatever of demonstrations, Stage I, Stage II and evaluation is not there yet."""
         prepare(self.data, self.task, REAL, DEMOS[self.task])
-        real, sim, sft = self.data / "real", self.data / "sim", self.cell / "sft"
+        real, sft = self.data / "real", self.cell / "sft"
+        sims = [self.data / "sim"]
+        if self.task in MISSED:
+            sims.append(self.data / "missed")
+            simulate(sims[1], self.task, MISSED[self.task], "--variation", "start=missed", "--skip", "20000")
+        sim = f"[{','.join(map(str, sims))}]"
         if not (sft / "policy").exists():
             rlco("train", "stage1", f"{self.task}_stage1", f"out={sft}", f"real={real}", f"sim={sim}", f"seed={self.seed}",
                  *POLICIES[self.policy])

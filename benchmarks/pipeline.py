@@ -26,5 +26,10 @@ def prepare(out: Path, task: str, real: int, sim: int) -> None:
     if not (out / "real" / "meta" / "rlco.json").exists():
         rlco("record", task, "-n", real, "--out", out / "bags")
         rlco("dataset", "build", out / "bags", "--out", out / "real", "--ignore-audit")
-    if not (out / "sim" / "meta" / "rlco.json").exists():
-        rlco("demos", task, "-n", sim, "--out", out / "sim")
+    simulate(out / "sim", task, sim)
+
+
+def simulate(out: Path, task: str, count: int, *options: str) -> None:
+    """Demonstrations in the twin, if they are not there yet; options: further ones of `rlco demos`."""
+    if not (out / "meta" / "rlco.json").exists():
+        rlco("demos", task, "-n", count, "--out", out, *options)
