@@ -42,6 +42,7 @@ from rlco_common.seeds import RL, SELECTION
 from rlco_sim_bridge.pool import NO_RESET, ChunkBatch, ObservationBatch, TwinPool
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, load_stage_config
 from rlco_trainer.dataset.simulated import write_simulated_demos
+from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.stage1 import train_stage1
 from rlco_trainer.stage2 import StageTwo
 
@@ -343,6 +344,7 @@ def open_sides(root: Path, contract: Contract, stack: ExitStack) -> tuple[dict, 
 
     settings = config("ours")
     torch.set_num_threads(settings.threads)     # of every side's updates
+    stack.enter_context(flushed_denormals())
     pool = closing(TwinPool(contract, TASK, settings.domain, scenes=settings.scenes, workers=PROCESSES, image_size=SIZE))
     return {
         "ours": Ours(settings, contract, pool),

@@ -25,6 +25,7 @@ from rlco_policy.registry import policy_class
 from rlco_sim_bridge.pool import PROCESS_BYTES, SCENE_BYTES
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, roots
 from rlco_trainer.dataset.reader import load_proprioception
+from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.memory import available_bytes, resident_bytes
 from rlco_trainer.rollout import open_pool
 from rlco_trainer.stage1 import StageOne, proprioception_statistics
@@ -160,7 +161,7 @@ def _seconds(work: Callable[[], object]) -> float:
 @contextmanager
 def _trial(config) -> Iterator[Path]:
     torch.set_num_threads(config.threads)
-    with tempfile.TemporaryDirectory(prefix="rlco_plan_") as out:
+    with flushed_denormals(), tempfile.TemporaryDirectory(prefix="rlco_plan_") as out:
         yield Path(out)
 
 

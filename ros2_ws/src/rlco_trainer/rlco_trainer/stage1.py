@@ -19,6 +19,7 @@ from rlco_trainer.batches import SftBatch, accumulate, held_out_loss, sft_batch
 from rlco_trainer.config import StageOneConfig, roots, save_config
 from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import load_datasets, load_proprioception, sample_cotraining
+from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
@@ -130,8 +131,9 @@ def train_stage1(config: StageOneConfig, *, stop_after: int | None = None, quiet
         save_config(config, config.out)
     last = min(config.steps, run.step + stop_after) if stop_after else config.steps
     label = f"stage I {config.out.name}"
-    with Metrics(config.out, total=config.steps, start=run.step, label=label, quiet=quiet,
-                 silent=not run.peers.main) as metrics:
+    with (flushed_denormals(),
+          Metrics(config.out, total=config.steps, start=run.step, label=label, quiet=quiet,
+                  silent=not run.peers.main) as metrics):
         while run.step < last and not run.out_of_patience and run.peers.agree(control.go_on(run.save)):
             row, shown = run.train_step(), {}
             if run.step % config.log_every == 0 or run.step == last:

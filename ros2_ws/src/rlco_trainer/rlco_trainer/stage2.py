@@ -17,6 +17,7 @@ from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, slices
 from rlco_trainer.config import StageTwoConfig, roots, save_config
 from rlco_trainer.control import RunControl
 from rlco_trainer.dataset.reader import DemoSet, load_datasets
+from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.forgetting import BetaController, gradient_cosine
 from rlco_trainer.memory import resident_bytes
 from rlco_trainer.metrics import Metrics
@@ -230,7 +231,8 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
         save_config(config, config.out)
     last = min(config.iterations, run.step + stop_after) if stop_after else config.iterations
     label = f"stage II {config.out.name}"
-    with (open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
+    with (flushed_denormals(),
+          open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
                     backend=config.backend) as pool,
           Metrics(config.out, total=config.iterations, start=run.step, label=label, quiet=quiet,
                   silent=not run.peers.main) as metrics):
