@@ -93,6 +93,7 @@ def test_additivity_notices_a_lost_supervised_term(policy, monkeypatch, mutation
 @pytest.mark.parametrize("micro_batches", [2, 3, 5])
 def test_update_is_the_same_for_any_number_of_micro_batches(policy, micro_batches):
     rl, real = synthetic_rollout(policy, 13), real_batch(policy, 7)
+    rl.advantage += 3.0     # of one sign: the mean is then no small rest of large terms, whose rounding would be compared
     start = {name: value.clone() for name, value in policy.state_dict().items()}
 
     def gradients(parts):
@@ -108,7 +109,7 @@ def test_update_is_the_same_for_any_number_of_micro_batches(policy, micro_batche
     assert whole.keys() == split.keys()
     assert largest_difference(whole, split) < 1e-4
     for name in ("rl/surrogate", "rl/value_loss", "sft/loss"):
-        assert whole_metrics[name] == pytest.approx(split_metrics[name], rel=1e-4, abs=1e-6)
+        assert whole_metrics[name] == pytest.approx(split_metrics[name], rel=2e-5)
 
 
 def test_ratio_is_one_before_the_first_step(policy):
