@@ -105,7 +105,7 @@ def take_over(out: Path, contract: Contract, task: str) -> dict:
         listener.wait_source("NOBODY")
         enable_policy(client)
         client.spin_for(DRIVES_S)
-        outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START), lambda: client.trigger(topics.OPERATOR_STOP))
+        outcome = session.operate()
         client.must_trigger(topics.RECORDER_SUCCESS if outcome["success"] else topics.RECORDER_FAIL)
         return {"takeover_ms": (taken - pressed) * 1e-6, "latency_ms": 1e3 * statistics.median(listener.policy("latency_s")),
                 "gaps": int(max(listener.policy("gaps"))), "finished": outcome["success"]}

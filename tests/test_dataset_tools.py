@@ -400,8 +400,7 @@ def test_a_takeover_over_ros_becomes_a_correction(contract, briefly_trained, ros
             scenes.clear()
             assert client.set_bool(topics.GATE_ENABLE_POLICY, True)[0]
             client.wait_until(lambda: scenes.find(lambda message: json.loads(message.data)["steps"] >= 3), 60.0, "three steps")
-            outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START),
-                                  lambda: client.trigger(topics.OPERATOR_STOP))
+            outcome = session.operate()
             if outcome["success"]:
                 break
             client.must_trigger(topics.RECORDER_DISCARD)

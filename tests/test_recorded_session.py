@@ -30,8 +30,7 @@ def record(out, lockstep, seeds, look=lambda client: None):
                       driver=driver) as session:
         for seed in seeds:
             session.reset(seed)
-            outcome = session.run(lambda: session.client.must_trigger(topics.OPERATOR_START),
-                                  lambda: session.client.trigger(topics.OPERATOR_STOP))
+            outcome = session.operate()
             assert outcome["success"], outcome
             session.client.must_trigger(topics.RECORDER_SUCCESS)
         look(session.client)

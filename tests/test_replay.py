@@ -42,8 +42,7 @@ def bags(tmp_path_factory, module_ros_domain):
                                             ("varied", "standin", "start=perturbed,camera=0.5,light=0.5")):
                 session.client.set_parameters("/sim", domain=domain, variation=variation)
                 session.reset(REAL_DEMOS[0])
-                session.run(lambda: session.client.must_trigger(topics.OPERATOR_START),
-                            lambda: session.client.trigger(topics.OPERATOR_STOP))
+                session.operate()
                 recorded[name] = session.client.must_trigger(topics.RECORDER_SUCCESS)
     return recorded
 

@@ -105,7 +105,7 @@ def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_a
             ee_pose.publish(pose_to_msg(tool, CONTRACT.robot.base_frame, stamp_ns))
             scenes.publish(String(data=text))
             if tick == 0:
-                client.must_trigger(topics.OPERATOR_START)      # after the scene it is to act on
+                client.trigger_when_ready(topics.OPERATOR_START)        # after the scene it is to act on
             client.wait_until(lambda tick=tick: len(targets) == tick + 1, 5, "the tick's target")
             twin.on_scene(text)
             operation = twin.operate()

@@ -118,7 +118,7 @@ def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_t
         session.reset(REAL_DEMOS[0])
         assert client.node.count_publishers(topics.SHADOW_CHUNK) == 1
         assert client.node.count_publishers(topics.ACTION_CHUNK) == 0, "the gate has nothing to follow"
-        outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START), lambda: client.trigger(topics.OPERATOR_STOP))
+        outcome = session.operate()
         assert outcome["success"], outcome
         client.must_trigger(topics.RECORDER_SUCCESS)
         reports = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)

@@ -82,8 +82,7 @@ def recorded(briefly_trained, tmp_path_factory, module_ros_domain):
             hand_back(watch, seen)
             watch.targets.clear()
             watch.wait_moving(6)
-            outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START),
-                                  lambda: client.trigger(topics.OPERATOR_STOP))
+            outcome = session.operate()
             assert outcome["success"], outcome
             seen["kinds"] = watch.kinds()
             bag = Path(client.must_trigger(topics.RECORDER_SUCCESS))

@@ -156,6 +156,17 @@ class RosClient:
             raise RlcoError(f"{service} refused: {message}")
         return message
 
+    def trigger_when_ready(self, service: str, timeout_s: float = 10.0) -> str:
+        """Call a std_srvs/Trigger service again until it accepts; its message. Raises RlcoError with its last reason."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            success, message = self.trigger(service)
+            if success:
+                return message
+            if time.monotonic() > deadline:
+                raise RlcoError(f"{service} still refuses after {timeout_s:g} s: {message}")
+            self.spin_for(0.05)
+
     def set_bool(self, service: str, value: bool, timeout_s: float = 10.0) -> tuple[bool, str]:
         """Call a std_srvs/SetBool service: (success, message)."""
         response = self.call(SetBool, service, SetBool.Request(data=value), timeout_s)

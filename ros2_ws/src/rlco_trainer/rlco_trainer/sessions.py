@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from rlco_trainer.protocol import Planned
 
 POLICY_MODULE = "rlco_policy.nodes.policy_node"
 START_TIMEOUT_S = 120.0     # the first scene of a process compiles its shaders
+START_RECORDING_S = 20.0    # real pictures of a busy machine may be a while on their way
 MIN_SUCCESS_SHARE = 0.5     # an operator that fails more often than this is broken; do not go on for ever
 
 
@@ -48,14 +48,13 @@ class Session:
         if self.faulted:
             self.client.must_trigger(topics.GATE_REARM)
             self.faulted = False
-        deadline = time.monotonic() + 10.0
-        while True:     # the recorder refuses until the first observation of the new scene has reached it
-            success, message = self.client.trigger(topics.RECORDER_START)
-            if success:
-                return
-            if time.monotonic() > deadline:
-                raise RlcoError(f"the recorder does not start: {message}")
-            self.client.spin_for(0.05)
+        # the recorder refuses until the first observation of the new scene has reached it
+        self.client.trigger_when_ready(topics.RECORDER_START, START_RECORDING_S)
+
+    def operate(self) -> dict:
+        """Let the scripted operator act until the episode is over; see `run`."""
+        return self.run(lambda: self.client.trigger_when_ready(topics.OPERATOR_START),
+                        lambda: self.client.trigger(topics.OPERATOR_STOP))
 
     def run(self, start: Callable[[], None], stop: Callable[[], None]) -> dict:
         """Let the driver act until the episode is over; {success, failure, steps} as the bridge judges it.
@@ -129,8 +128,7 @@ def record_episodes(contract: Contract, out: Path, *, task: str, domain: str = "
         while len(recorded) < count:
             seed = next(seeds)
             session.reset(seed)
-            outcome = session.run(lambda: client.must_trigger(topics.OPERATOR_START),
-                                  lambda: client.trigger(topics.OPERATOR_STOP))
+            outcome = session.operate()
             tried += 1
             if outcome["success"]:
                 recorded[seed] = Path(client.must_trigger(topics.RECORDER_SUCCESS))

@@ -96,6 +96,8 @@ class TeleopNode(RlcoLifecycleNode):
             return
         if event.kind == "reset":
             self._seed = event.seed
+            if self._tick_ns is not None and self._tick_ns < event.stamp_ns:
+                self._tick_ns = None        # of the scene before
 
     def _on_input(self, feed: Input, decode, message) -> None:
         try:
@@ -110,6 +112,9 @@ class TeleopNode(RlcoLifecycleNode):
     def _on_start(self, request, response):
         if not self._endpoints:
             response.success, response.message = False, "the teleop node is not active"
+            return response
+        if self._lockstep and self._seed < 0:
+            response.success, response.message = False, f"no episode was announced on {EVENT_TOPIC} yet; reset the simulation"
             return response
         self._device.begin(self._seed)
         response.success, response.message = True, f"operating, seed {self._seed}"

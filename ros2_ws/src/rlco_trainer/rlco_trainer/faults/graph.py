@@ -33,6 +33,7 @@ GATE_RATE_HZ = 20.0
 GATE_PERIOD_S = 1.0 / GATE_RATE_HZ
 CIRCLE_S = 4.0                  # the pad draws a circle in this time
 PAD_PERIOD_S = 0.05
+PRESS_S = 3.0                   # in which an arm moves whose operator holds the dead-man
 QUIET_S = 0.3                   # an arm whose target stood still this long has stopped
 SLACK_S = 0.15                  # for messages under way on a busy machine
 SOURCE = "/source"
@@ -146,10 +147,18 @@ class FaultGraph:
             inbox.clear()
 
     def drive(self) -> None:
-        """The operator takes the dead-man and moves the arm in a circle."""
-        self.client.spin_for(2 * PAD_PERIOD_S)      # a button counts once it was seen released
+        """The operator takes the dead-man and moves the arm in a circle. A press that the device has missed, because it had
+        not yet seen the button up or the pad fell silent for a moment, is repeated."""
+        self._prepared(lambda: self.client.wait_until(self._pressed, 30, "the arm to be driven"))
+
+    def _pressed(self) -> bool:
+        self.pad_held = False
+        self.client.spin_for(2 * PAD_PERIOD_S)
         self.pad_held = True
-        self._prepared(lambda: self.client.wait_until(lambda: self.travelled_m() > 0.01, 10, "the arm to be driven"))
+        deadline = time.monotonic() + PRESS_S
+        while self.travelled_m() <= 0.01 and time.monotonic() < deadline:
+            self.client.spin_for(0.02)
+        return self.travelled_m() > 0.01
 
     def let_go(self) -> None:
         """The operator releases the dead-man; wait until everything that the device has sent is older than a command may be."""

@@ -34,7 +34,7 @@ def _audited(kind_of_trouble: str, warnings: tuple[str, ...]):
         graph.disturb(f"{camera}={kind_of_trouble}")
         graph.client.wait_until(lambda: graph.warning(warnings, camera), WARN_S + 2.0, f"a warning of {' or '.join(warnings)}")
         seconds, kind = time.monotonic() - began_s, graph.warning(warnings, camera)
-        graph.spin(max(0.0, 1.2 - seconds))
+        graph.spin(max(0.0, WARN_S - seconds))      # the verdict is on the episode: the fault must be a part of it
         audit = read_audit(graph.saved())
         named = any(camera in reason for reason in audit.reasons)
         return Outcome(seconds <= WARN_S and not audit.go and named,
