@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped, TransformStamped
+from rclpy.duration import Duration
 from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rosgraph_msgs.msg import Clock
@@ -32,10 +33,17 @@ from rlco_sim_bridge.frames import optical_pose
 
 TF_STATIC_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 TF_CHOICES = ("all", "cameras", "none")
+ACKNOWLEDGE_LIMIT = Duration(seconds=2)     # a node that died without a word must not hold the others up for longer
 
 
 def clock_msg(now_ns: int) -> Clock:
     return Clock(clock=stamp_from_ns(now_ns))
+
+
+def wait_until_heard(*publishers) -> None:
+    """Block until every matched reliable subscriber has what was published, for ACKNOWLEDGE_LIMIT at the longest."""
+    for publisher in publishers:
+        publisher.wait_for_all_acked(ACKNOWLEDGE_LIMIT)
 
 
 def camera_info_msg(camera: CameraSpec, intrinsics: np.ndarray, stamp_ns: int) -> CameraInfo:

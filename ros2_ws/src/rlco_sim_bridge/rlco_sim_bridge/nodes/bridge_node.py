@@ -15,7 +15,6 @@ os.environ.setdefault("LP_NUM_THREADS", "1")    # small pictures: more threads o
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rosgraph_msgs.msg import Clock as ClockMessage
 from std_msgs.msg import Float64MultiArray, String
@@ -38,12 +37,11 @@ from rlco_sim_bridge.bridge import SimulatedCell
 from rlco_sim_bridge.environment import PHYSICS_RATE_HZ
 from rlco_sim_bridge.pacing import LockstepClock, RealTimeMeter, RealTimePacer
 from rlco_sim_bridge.parameters import chosen, declare_arm_input, declare_choice, declare_rates
-from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg, opening_from_msg
+from rlco_sim_bridge.ros import TF_CHOICES, CellTopics, Endpoints, answer, clock_msg, opening_from_msg, wait_until_heard
 from rlco_sim_bridge.standard_services import StandardServices
 
 DIAGNOSTICS_PERIOD_S = 1.0
 JOIN_DELAY_S = 0.05
-ACKNOWLEDGE_LIMIT = Duration(seconds=2)     # a node that died without a word must not hold the others up for longer
 RESET_DEAF_S = 0.1       # real time: the gate may send its old target until it has heard of a reset
 
 
@@ -136,13 +134,11 @@ class BridgeNode(RlcoLifecycleNode):
     # -- what services ask for; each raises RlcoError with the reason when it cannot be done, else returns a status text
 
     def new_episode(self) -> str:
-        """Start an episode as the parameters say. A paused simulation stays paused. In lock step it returns when every
-        node has the new scene, so that what is asked of a node afterwards is about this scene."""
+        """Start an episode as the parameters say; paused, it stays so. In lock step every node has its scene on return."""
         self._require_live()
         self._new_episode()
         if self._lockstep:
-            for publisher in (self._event, self._scene):
-                publisher.wait_for_all_acked(ACKNOWLEDGE_LIMIT)
+            wait_until_heard(self._event, self._scene)
         return self._cell.status_text()
 
     def _new_episode(self) -> None:
