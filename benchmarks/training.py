@@ -145,8 +145,9 @@ class StockPool:
     def _observations(self) -> ObservationBatch:
         blank = next(seen for seen in self._seen if seen is not None)
         seen = [seen or blank for seen in self._seen]
-        return ObservationBatch({name: np.stack([images[name] for images, _, _ in seen]) for name in blank[0]},
-                                np.stack([proprioception for _, proprioception, _ in seen]), [text for _, _, text in seen])
+        return ObservationBatch({name: np.stack([images[name] for images, *_ in seen]) for name in blank[0]},
+                                np.stack([proprioception for _, proprioception, _, _ in seen]),
+                                [text for _, _, text, _ in seen], np.stack([places for _, _, _, places in seen]))
 
     def close(self):
         for pipe in self._pipes:
@@ -167,7 +168,7 @@ def serve_stock(pipe):
         now = Observation(images, Pose(pose.p[0].numpy(), pose.q[0, [1, 2, 3, 0]].numpy()),
                           contract.robot.gripper_opening(qpos[7]), qpos[:7], 0)
         return ({name: encode_image(image, SIZE) for name, image in images.items()}, encode_proprioception(contract, now),
-                base.sample(int(base._episode_seed[0])).instruction)
+                base.sample(int(base._episode_seed[0])).instruction, base.places()[0].numpy())
 
     while True:
         try:

@@ -58,9 +58,11 @@ def test_one_scene_on_a_cpu_equals_a_twin_pool(task):
         for name, images in expected.images.items():
             np.testing.assert_array_equal(first.images[name], images)
         np.testing.assert_allclose(first.proprioception, expected.proprioception, atol=1e-5)
+        np.testing.assert_allclose(first.places, expected.places, atol=1e-5)
         for actions in chunks_of(expert_actions(task, FIRST)):
             wanted, got = pool.step_chunks(actions), batch.step_chunks(actions)
             np.testing.assert_allclose(got.observations.proprioception, wanted.observations.proprioception, atol=3e-3)
+            np.testing.assert_allclose(got.observations.places, wanted.observations.places, atol=3e-3)
             for field in ("success", "failure", "done", "steps", "executed"):
                 np.testing.assert_array_equal(getattr(got, field), getattr(wanted, field), field)
 

@@ -11,9 +11,10 @@ from test_stage2_loss import real_batch, synthetic_rollout
 from test_training import stage1_config, stage2_config
 
 from rlco_policy.checkpoint import load_policy
-from rlco_trainer.config import StageTwoConfig
+from rlco_trainer.config import PlacesConfig, ReplayConfig, StageTwoConfig
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.peers import Peers
+from rlco_trainer.places import PlaceBatch, Places
 from rlco_trainer.stage1 import StageOne, train_stage1
 from rlco_trainer.updates import acting_weights, replay_step, update_step
 
@@ -52,12 +53,15 @@ def test_stage1_on_two_processes_equals_one(tiny_datasets, tmp_path, contract):
 def stage2_updates(peers: Peers) -> torch.Tensor:
     """All weights after one PPO step and one replay step on fixed batches; SGD, as Adam would blow up rounding errors."""
     policy = make_policy("compact_flow")
-    config = StageTwoConfig(out="x", start="y", real="r", beta=0.3, micro_batches=2)
+    config = StageTwoConfig(out="x", start="y", real="r", beta=0.3, micro_batches=2, replay=ReplayConfig(updates=1),
+                            places=PlacesConfig(weight=1.0))
     update_step(policy, torch.optim.SGD(policy.parameters(), lr=0.1), synthetic_rollout(policy, 9), real_batch(policy, 5),
                 config, beta=config.beta, peers=peers)
-    replay_step(policy, torch.optim.SGD(acting_weights(policy), lr=0.1), real_batch(policy, 7), real_batch(policy, 5),
-                config, beta=config.beta, peers=peers)
-    return weights(policy)
+    places = Places(policy, config.places, seed=0)
+    seen = PlaceBatch(policy.example_inputs(5), torch.rand(5, 6, generator=torch.Generator().manual_seed(0)))
+    replay_step(policy, torch.optim.SGD([*acting_weights(policy), *places.head.parameters()], lr=0.1), real_batch(policy, 7),
+                real_batch(policy, 5), config, beta=config.beta, peers=peers, places=(places.head, seen))
+    return torch.cat([weights(policy), weights(places.head)])
 
 
 @pytest.mark.long
@@ -65,7 +69,8 @@ def test_stage2_updates_on_two_processes_equal_one(tmp_path):
     torchrun(2, __file__, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert torch.equal(*found)
-    assert not torch.equal(found[0], weights(make_policy("compact_flow")))
+    untouched = make_policy("compact_flow")
+    assert not torch.equal(found[0], torch.cat([weights(untouched), weights(Places(untouched, PlacesConfig(), seed=0).head)]))
     torch.testing.assert_close(found[0], stage2_updates(Peers()), rtol=1e-4, atol=1e-5)
 
 

@@ -175,6 +175,13 @@ class VLAPolicy(nn.Module, ABC):
     def value(self, inputs: ModelInputs) -> Tensor:
         """[B] state value, with gradient to the "value" parameters alone: the rest is read as it is."""
 
+    def summary(self, inputs: ModelInputs) -> Tensor:
+        """[B, D] what the policy's heads know of the observation, with gradient; Stage II may teach it where things are.
+
+        Policies without one cannot be trained with `places`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no summary() of an observation")
+
     @abstractmethod
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters (requires_grad) by role: "policy", "value", for flow policies "noise"; each exactly once."""

@@ -125,9 +125,10 @@ class BatchedPool:
         proprioception = np.stack([encode_proprioception(self.contract, Observation(
             {}, Pose(tool[row, :3], tool[row, [4, 5, 6, 3]]), self.contract.robot.gripper_opening(qpos[row, 7]), qpos[row, :7],
             0)) for row in range(self.scenes)])
-        for array in (*images.values(), proprioception):
+        places = self._env.places().cpu().numpy()
+        for array in (*images.values(), proprioception, places):
             array[~self._started] = 0
-        return ObservationBatch(images, proprioception, list(self._instructions))
+        return ObservationBatch(images, proprioception, list(self._instructions), places)
 
     def _pictures(self) -> dict[str, torch.Tensor]:
         """camera -> uint8 [N, H, W, 3] on the device, encoded for policies there."""

@@ -25,7 +25,7 @@ from rlco_sim_bridge.domain import Domain, load_domain
 from rlco_sim_bridge.robot import CONTROL_MODE, panda_class
 from rlco_sim_bridge.scenery import PARKING_TOP_M, Scenery, camera_pose, to_sapien
 from rlco_sim_bridge.tasks import load_task
-from rlco_sim_bridge.tasks.base import EpisodeState, Snapshot
+from rlco_sim_bridge.tasks.base import EpisodeState, Snapshot, chosen
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
 PHYSICS_RATE_HZ = 100
@@ -177,6 +177,17 @@ class TabletopEnv(BaseEnv):
         opening = ((fingers - robot.gripper_closed) / (robot.gripper_open - robot.gripper_closed)).clamp(0.0, 1.0)
         travel = self.cabinet.get_qpos()[:, 0] if self.cabinet is not None else torch.zeros_like(opening)
         return Snapshot(position, quaternion, self.agent.tcp.pose.p, opening, travel)
+
+    def places(self) -> torch.Tensor:
+        """[N, 6] the privileged SceneState.places of all scenes."""
+        if self.cabinet is None:
+            named = chosen(self.snapshot().position, self.named)
+        else:
+            handles = [self.task.drawer.handle(Pose(pose[:3], pose[[4, 5, 6, 3]]), float(travel))
+                       for pose, travel in zip(self.cabinet.pose.raw_pose.cpu().numpy().astype(np.float64),
+                                               self.cabinet.get_qpos()[:, 0], strict=True)]
+            named = torch.tensor(np.array([handle.position for handle in handles]), dtype=torch.float32, device=self.device)
+        return torch.cat([named, self._goals.to(named)], 1)
 
     def _remember(self, env_idx, states):
         """Note what the judge needs of the episodes that begin."""

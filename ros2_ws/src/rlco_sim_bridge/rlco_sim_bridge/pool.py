@@ -21,7 +21,7 @@ from rlco_common.errors import RlcoError, TwinError
 from rlco_common.observation import Observation, encode_image, encode_proprioception
 from rlco_sim_bridge.domain import Domain
 from rlco_sim_bridge.experts import make_expert
-from rlco_sim_bridge.scene_state import StepResult
+from rlco_sim_bridge.scene_state import PLACE_NAMES, StepResult
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
 NO_RESET = -1   # in reset_seeds: leave this scene as it is
@@ -39,12 +39,13 @@ class ObservationBatch:
     """What N scenes look like.
 
     images: camera -> uint8 [N, H, W, 3] RGB, empty without rendering. proprioception: float32 [N, S], physical units.
-    instructions: N strings.
+    instructions: N strings. places: float32 [N, 6], the privileged SceneState.places, for training only.
     """
 
     images: dict[str, np.ndarray]
     proprioception: np.ndarray
     instructions: list[str]
+    places: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -225,11 +226,13 @@ class TwinPool:
 
     def _observations(self):
         images = {name: np.array(array) for name, array in self._memory.images.items()}
-        return ObservationBatch(images, np.array(self._memory.proprioception), list(self._instructions))
+        return ObservationBatch(images, np.array(self._memory.proprioception), list(self._instructions),
+                                np.array(self._memory.places))
 
 
 class _Memory:
-    """The arrays that workers fill: images per camera, proprioception, outcome (success, failure, done, steps, executed)."""
+    """The arrays that workers fill: images per camera, proprioception, places, outcome (success, failure, done, steps,
+    executed)."""
 
     def __init__(self, contract, scenes, image_size, render, shared):
         allocate = _SharedArray if shared else np.zeros
@@ -238,6 +241,7 @@ class _Memory:
             for name, camera in contract.cameras.items()
         } if render else {}
         self.proprioception = allocate((scenes, len(contract.proprioception_names)), np.float32)
+        self.places = allocate((scenes, len(PLACE_NAMES)), np.float32)
         self.outcome = allocate((scenes, 5), np.int64)
 
 
@@ -330,6 +334,7 @@ class _SceneGroup:
             size = self._spec.image_size
             self._memory.images[name][row] = encode_image(image, size) if size else image
         self._memory.proprioception[row] = encode_proprioception(self._spec.contract, observation)
+        self._memory.places[row] = self._twins[i].scene_state().places()
 
     def _instructions(self):
         return ["" if result is _NEVER_STARTED else twin.instruction

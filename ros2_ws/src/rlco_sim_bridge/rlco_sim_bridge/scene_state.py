@@ -1,4 +1,4 @@
-"""The privileged state of a scene: what scripted experts (and, later, critics) see and policies never do."""
+"""The privileged state of a scene: what scripted experts and training in the twin see and policies never do."""
 
 import json
 from dataclasses import dataclass
@@ -28,6 +28,10 @@ class SceneState:
     gripper: float
     joint_positions: np.ndarray
 
+    def places(self) -> np.ndarray:
+        """float32 [6], PLACE_NAMES: where the named object (or handle) is and where it has to get to."""
+        return np.concatenate([self.objects[self.named].position, self.goal_m]).astype(np.float32)
+
     def to_json(self) -> str:
         return json.dumps({
             "stamp_ns": self.stamp_ns, "task": self.task, "named": self.named, "goal_m": list(map(float, self.goal_m)),
@@ -35,6 +39,10 @@ class SceneState:
             "tool": self.tool.as_array().tolist(), "tool_velocity_m_s": list(map(float, self.tool_velocity_m_s)),
             "gripper": self.gripper, "joint_positions": list(map(float, self.joint_positions)),
         }, sort_keys=True)
+
+
+PLACE_NAMES = ("named_x", "named_y", "named_z", "goal_x", "goal_y", "goal_z")
+"""What `SceneState.places` holds, metres in the robot's base frame."""
 
 
 def scene_state_from_json(text: str, where: str = "/sim/scene") -> SceneState:

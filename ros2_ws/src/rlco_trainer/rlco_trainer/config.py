@@ -110,6 +110,21 @@ class ReplayConfig:
 
 
 @dataclass(frozen=True)
+class PlacesConfig:
+    """Teaches the policy's summary where things are in the twin, see rlco_trainer.places. weight: of that loss in every
+    replay step; 0 = off. batch_size: decisions per step, out of the newest `capacity` of all episodes, failed ones too.
+    """
+
+    weight: float = 0.0
+    batch_size: int = 64
+    capacity: int = 16384
+
+    def __post_init__(self):
+        if self.weight < 0 or min(self.batch_size, self.capacity) < 1:
+            raise ValueError("weight must not be negative, batch_size and capacity must be at least 1")
+
+
+@dataclass(frozen=True)
 class BetaControl:
     """Moves beta to keep the held-out real loss between low and high times its start, see rlco_trainer.forgetting."""
 
@@ -166,6 +181,7 @@ class StageTwoConfig:
     critic_warmup: int = 2
     ppo: PpoConfig = field(default_factory=PpoConfig)
     replay: ReplayConfig = field(default_factory=ReplayConfig)
+    places: PlacesConfig = field(default_factory=PlacesConfig)
     ema: float = 0.0
     held_out: int = -1
     cosine_every: int = 0
@@ -186,6 +202,8 @@ class StageTwoConfig:
             raise ValueError(f"ema must lie in [0, 1), got {self.ema}")
         if self.beta > 0 and not self.real:
             raise ValueError("beta > 0 needs the real dataset: give real=DATASET, or beta=0 for RL alone")
+        if self.places.weight and not self.replay.updates:
+            raise ValueError("places.weight > 0 needs replay.updates > 0: places are learned in the replay's steps")
         if not 0 <= self.target_success <= 1:
             raise ValueError(f"target_success must lie in [0, 1], got {self.target_success}")
         if min(self.iterations, self.episodes, self.scenes, self.micro_batches, self.sft_batch_size) < 1:

@@ -115,6 +115,8 @@ def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
     parts.append(Part("rollout", 2 * config.episodes * chunks * decision, advice="Fewer episodes per iteration."))
     if config.replay.updates:
         parts.append(Part("success replay", 2 * config.replay.capacity * decision, advice="Lower replay.capacity."))
+    if config.places.weight:
+        parts.append(Part("places", 2 * config.places.capacity * decision, advice="Lower places.capacity."))
     if config.backend == "cpu":
         processes = max(1, config.workers)
         parts.append(Part(f"simulators, {config.scenes} scenes in {processes} processes",

@@ -23,7 +23,7 @@ from rlco_trainer.ppo import RlBatch, generalized_advantages, joint_logprob
 class Episode:
     """One finished episode. The lists have an entry per chunk; all but `rewards` stay empty when acting greedily.
 
-    actions: [chunk, A] physical. logprobs: [chunk, A].
+    actions: [chunk, A] physical. logprobs: [chunk, A]. places: [6], what SceneState.places says of the moment.
     """
 
     seed: int
@@ -36,6 +36,7 @@ class Episode:
     actions: list[Tensor] = field(default_factory=list)
     logprobs: list[Tensor] = field(default_factory=list)
     values: list[Tensor] = field(default_factory=list)
+    places: list[Tensor] = field(default_factory=list)
     rewards: list[float] = field(default_factory=list)
 
 
@@ -114,6 +115,7 @@ def _decide(policy, observations, active, running, generator) -> np.ndarray:
         episode.actions.append(sampled.actions[row])
         episode.logprobs.append(sampled.logprob[row])
         episode.values.append(sampled.value[row])
+        episode.places.append(torch.from_numpy(observations.places[scene]))
     return sampled.actions.cpu().numpy()
 
 

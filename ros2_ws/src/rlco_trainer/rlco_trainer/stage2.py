@@ -22,6 +22,7 @@ from rlco_trainer.forgetting import BetaController, gradient_cosine
 from rlco_trainer.memory import resident_bytes
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import Peers
+from rlco_trainer.places import Places
 from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
 from rlco_trainer.rollout import collate, open_pool, run_episodes
@@ -57,7 +58,9 @@ class StageTwo:
         self.policy.set_stage("rl")
         self.optimizer = make_optimizer(self.policy, config)
         self.replay = SuccessReplay(config.replay.capacity)
-        self.replay_optimizer = adamw(acting_weights(self.policy), config.weight_decay, lr=config.replay.lr)
+        self.places = Places(self.policy, config.places, config.seed) if config.places.weight else None
+        places_head = self.places.head.parameters() if self.places is not None else ()
+        self.replay_optimizer = adamw([*acting_weights(self.policy), *places_head], config.weight_decay, lr=config.replay.lr)
         self.average = WeightAverage(self.policy, config.ema)
         self.anchor = BetaController(config.beta, config.beta_control)
         self.real: DemoSet | None = None
@@ -93,6 +96,8 @@ class StageTwo:
         self.replay_optimizer.load_state_dict(extra["replay_optimizer"])
         self.replay_updates = extra["replay_updates"]
         self.replay.restore(extra["replay"])
+        if self.places is not None:
+            self.places.restore(extra["places"])
         self.anchor.restore(extra["anchor"])
         self.average.restore(extra["average"])
         self.step, self.success, self.elapsed_s = state["step"], extra["success"], extra["elapsed_s"]
@@ -103,6 +108,8 @@ class StageTwo:
         extra = {"success": self.success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
                  "replay_updates": self.replay_updates, "average": self.average.state()}
+        if self.places is not None:
+            extra["places"] = self.places.state()
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage, extra)
 
     def finish(self) -> Path:
@@ -133,6 +140,8 @@ class StageTwo:
         seconds = time.monotonic() - started
         if config.replay.updates:
             self.replay.add(episodes, self.policy.spec.horizon)
+        if self.places is not None:
+            self.places.add(episodes)
         rates = torch.tensor([float(episode.success) for episode in episodes])
         steps = sum(episode.steps for episode in episodes)
         metrics = {
@@ -185,8 +194,11 @@ class StageTwo:
             self.replay_updates += 1
             worked = self.replay.sample(self.policy, replay.batch_size, self.randomness.numpy, self.randomness.torch)
             real = self._real_batch() if self.anchor.beta else None
+            places = None
+            if self.places is not None:
+                places = self.places.head, self.places.sample(self.policy, self.randomness.numpy, self.randomness.torch)
             rows.append(replay_step(self.policy, self.replay_optimizer, worked, real, config, beta=self.anchor.beta,
-                                    peers=self.peers))
+                                    peers=self.peers, places=places))
             self.average.update()
         return {**means(rows), "replay/size": float(len(self.replay)), "replay/lr": rate}
 

@@ -11,6 +11,7 @@ from rlco_policy.interface import VLAPolicy
 from rlco_trainer.batches import SftBatch, accumulate, joined
 from rlco_trainer.config import StageTwoConfig
 from rlco_trainer.peers import ALONE, Peers
+from rlco_trainer.places import PlaceBatch, PlaceHead, place_loss
 from rlco_trainer.ppo import RlBatch, total_loss
 
 
@@ -80,21 +81,41 @@ def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch
 
 
 def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: SftBatch, real: SftBatch | None,
-                config: StageTwoConfig, *, beta: float, peers: Peers = ALONE) -> dict[str, float]:
-    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), in one pass; split up as in update_step."""
+                config: StageTwoConfig, *, beta: float, peers: Peers = ALONE,
+                places: tuple[PlaceHead, PlaceBatch] | None = None) -> dict[str, float]:
+    """One optimizer step on L_SFT(what worked in the twin) + beta * L_SFT(real), in one pass, and on where things are; split up
+    as in update_step."""
     optimizer.zero_grad(set_to_none=True)
     sources = {"replay/loss": (worked, 1.0)} | ({"replay/real_loss": (real, beta)} if real is not None else {})
     batch = joined([source for source, _ in sources.values()])
     weights = torch.cat([torch.full((len(source),), factor / len(source)) for source, factor in sources.values()])
     losses = accumulate(policy, batch, weights, peers.parts(len(batch), config.micro_batches))
     parts = losses.split([len(source) for source, _ in sources.values()])
-    totals = peers.sum_values({name: float(part.mean()) for name, part in zip(sources, parts, strict=True)})
-    _require_finite(totals, config.out, {"replay": worked, "sft": real})
+    found = {name: float(part.mean()) for name, part in zip(sources, parts, strict=True)}
     acting = acting_weights(policy)
-    peers.sum_gradients(acting)
+    learners = acting
+    if places is not None:
+        head, seen = places
+        found |= _place_gradients(policy, head, seen, config, peers)
+        learners = [*acting, *head.parameters()]
+    totals = peers.sum_values(found)
+    _require_finite(totals, config.out, {"replay": worked, "sft": real, "places": seen if places is not None else None})
+    peers.sum_gradients(learners)
     torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm)
     optimizer.step()
     return totals
+
+
+def _place_gradients(policy: VLAPolicy, head: PlaceHead, seen: PlaceBatch, config: StageTwoConfig,
+                     peers: Peers) -> dict[str, float]:
+    """Add the gradient of this process's part of places.weight times the mean place loss; its share of the metrics."""
+    found = {"places/loss": 0.0, "places/error_cm": 0.0}
+    for index in peers.parts(len(seen), config.micro_batches):
+        loss, distance = place_loss(policy, head, seen.part(index))
+        (config.places.weight * loss.sum() / len(seen)).backward()
+        found["places/loss"] += float(loss.detach().sum()) / len(seen)
+        found["places/error_cm"] += 100 * float(distance.sum()) / len(seen)
+    return found
 
 
 def means(rows: list[dict[str, float]]) -> dict[str, float]:

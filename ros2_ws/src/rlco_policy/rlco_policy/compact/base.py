@@ -45,6 +45,9 @@ class CompactPolicy(VLAPolicy):
     def encode(self, inputs: ModelInputs) -> Prefix:
         return self.encoder(inputs["images"], inputs["words"], inputs["proprio"])
 
+    def summary(self, inputs: ModelInputs) -> Tensor:
+        return self.encode(inputs).pooled
+
     def plan_error(self, plan: Tensor, target: Tensor) -> Tensor:
         """Squared error of the actions that a linear head reads from the plan [B, tokens, width], as target [B, T, A].
 

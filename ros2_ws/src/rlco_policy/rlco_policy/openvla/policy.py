@@ -141,8 +141,12 @@ class OpenVla(PretrainedPolicy):
 
     def value(self, inputs: ModelInputs) -> Tensor:
         with torch.no_grad():
-            first = self.model.hidden(self.begin(inputs))[:, 0]
-        return self._value(first)
+            summary = self.summary(inputs)
+        return self._value(summary)
+
+    def summary(self, inputs: ModelInputs) -> Tensor:
+        """The hidden state that predicts the first action token."""
+        return self.model.hidden(self.begin(inputs))[:, 0]
 
     def _teacher_forced(self, inputs: ModelInputs, rows: Tensor) -> Tensor:
         """Hidden states [B, T, D] that predict the T action tokens, the earlier ones given."""

@@ -216,6 +216,10 @@ class Pi05(PretrainedPolicy):
             prefix = self.prefix(inputs)
         return self._value(prefix)
 
+    def summary(self, inputs: ModelInputs) -> Tensor:
+        """Mean over the prefix; without gradient where only the action expert trains."""
+        return self.prefix(inputs).mean()
+
     def _transition(self, x: Tensor, padding: Tensor, time: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A].
 

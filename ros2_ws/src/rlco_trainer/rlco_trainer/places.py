@@ -1,0 +1,108 @@
+"""Where things are: in the twin the simulator knows it, and the policy's summary of a picture learns it.
+
+A linear head reads the place of the named object and of its goal (SceneState.places) from `policy.summary`; its loss trains
+the summary too. Every decision of every episode teaches, also of those that failed: unlike success replay it reaches the
+states in which the policy fails. The head lives in the trainer alone, and the policy never sees the simulator's state.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rlco_common.errors import TrainingError
+from rlco_policy.interface import ModelInputs, VLAPolicy
+from rlco_trainer.batches import rows
+from rlco_trainer.config import PlacesConfig
+from rlco_trainer.rollout import Episode
+
+SCALE_M = 0.05      # errors are counted in units of this
+
+
+@dataclass
+class PlaceBatch:
+    """inputs of N decisions and the places [N, 6] then, metres."""
+
+    inputs: ModelInputs
+    places: Tensor
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def part(self, index: slice) -> "PlaceBatch":
+        return PlaceBatch(rows(self.inputs, index), self.places[index])
+
+
+class Places:
+    """The head, and the newest `capacity` decisions that it learns from.
+
+    Raises TrainingError for a policy without `summary`.
+    """
+
+    def __init__(self, policy: VLAPolicy, config: PlacesConfig, seed: int):
+        self.config = config
+        try:
+            with torch.no_grad():
+                width = policy.summary(policy.example_inputs()).shape[-1]
+        except NotImplementedError as error:
+            raise TrainingError(f"places.weight={config.weight}: {error}; implement summary() in the policy, or set "
+                                "places.weight=0") from error
+        self.head = PlaceHead(width, torch.Generator().manual_seed(seed)).to(policy.device)
+        self._kept: PlaceBatch | None = None
+
+    def __len__(self) -> int:
+        return len(self._kept) if self._kept is not None else 0
+
+    def add(self, episodes: list[Episode]) -> None:
+        """Keep every decision of sampled episodes; the first ones also tell the head where things are on average."""
+        decisions = [inputs for episode in episodes for inputs in episode.inputs]
+        new = PlaceBatch({name: torch.stack([inputs[name] for inputs in decisions]) for name in decisions[0]},
+                         torch.stack([places for episode in episodes for places in episode.places]))
+        if self._kept is None:
+            self.head.centre.copy_(new.places.mean(0))
+            self._kept = new.part(slice(-self.config.capacity, None))
+            return
+        old = self._kept.part(slice(max(0, len(self._kept) + len(new) - self.config.capacity), None))
+        new = new.part(slice(-self.config.capacity, None))
+        self._kept = PlaceBatch({name: torch.cat([old.inputs[name], new.inputs[name]]) for name in new.inputs},
+                                torch.cat([old.places, new.places]))
+
+    def sample(self, policy: VLAPolicy, rng: np.random.Generator, generator: torch.Generator) -> PlaceBatch:
+        """`batch_size` decisions, augmented as demonstrations are."""
+        index = torch.from_numpy(rng.integers(len(self), size=self.config.batch_size))
+        kept = PlaceBatch(rows(self._kept.inputs, index), self._kept.places[index].to(policy.device))
+        return PlaceBatch(policy.augment(kept.inputs, generator), kept.places)
+
+    def state(self) -> dict:
+        """For the run's checkpoint."""
+        kept = None if self._kept is None else vars(self._kept)
+        return {"head": self.head.state_dict(), "kept": kept}
+
+    def restore(self, state: dict) -> None:
+        self.head.load_state_dict(state["head"])
+        self._kept = None if state["kept"] is None else PlaceBatch(**state["kept"])
+
+
+class PlaceHead(nn.Module):
+    """[B, width] -> places [B, 6] in metres, one linear map around `centre`."""
+
+    def __init__(self, width: int, generator: torch.Generator, outputs: int = 6):
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+        self.register_buffer("centre", torch.zeros(outputs))
+        with torch.no_grad():
+            self.linear.weight.copy_(width**-0.5 * torch.randn(outputs, width, generator=generator))
+            self.linear.bias.zero_()
+
+    def forward(self, summary: Tensor) -> Tensor:
+        return self.centre + SCALE_M * self.linear(summary.float())
+
+
+def place_loss(policy: VLAPolicy, head: PlaceHead, batch: PlaceBatch) -> tuple[Tensor, Tensor]:
+    """Huber loss [N] in units of SCALE_M, with gradient to head and policy, and the distance [N] in metres between where the
+    named object is and where the head sees it."""
+    seen = head(policy.summary(batch.inputs))
+    error = (seen - batch.places) / SCALE_M
+    loss = nn.functional.huber_loss(error, torch.zeros_like(error), reduction="none").mean(1)
+    return loss, (seen - batch.places)[:, :3].detach().norm(dim=1)
