@@ -86,6 +86,20 @@ def test_replay_starts_with_the_demonstrations_and_successes_displace_them(polic
     assert replay.state()["priority"].tolist()[-3:] == [1.0, 0.5, 0.5]
 
 
+@pytest.mark.parametrize("successes", [True, False])
+def test_a_control_can_learn_from_the_demonstrations_alone(tiny_datasets, untrained, tmp_path, contract, policy, monkeypatch,
+                                                           successes):
+    replay = ReplayConfig(updates=1, batch_size=2, demos=str(tiny_datasets["sim"]), min_size=1, successes=successes)
+    run = StageTwo(stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", replay=replay), contract)
+    demos, sampled = len(run.replay), replace(episode(policy, 8, value=0.0), rewards=[0.0, 1.0])
+    monkeypatch.setattr("rlco_trainer.stage2.run_episodes", lambda *_, **__: [sampled])
+    monkeypatch.setattr("rlco_trainer.stage2.collate", lambda *_: None)
+    run.collect(pool=None)
+    assert len(run.replay) == demos + (2 if successes else 0)
+    with pytest.raises(ValueError, match=r"replay\.successes=false needs replay\.demos"):
+        ReplayConfig(updates=1, successes=False)
+
+
 def test_replay_step_adds_beta_times_the_real_gradient(policy):
     """The step's gradient is that of L(worked) + beta * L(real), whatever the number of micro-batches."""
     beta, real, worked = 0.5, real_batch(policy, 6), real_batch(policy, 8)

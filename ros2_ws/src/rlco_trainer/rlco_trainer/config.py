@@ -90,8 +90,9 @@ class ReplayConfig:
     """Success replay, see rlco_trainer.replay. updates: its optimizer steps per iteration, each on batch_size decisions
     out of the newest `capacity` and on beta times a real batch; 0 = off. They begin once `min_size` decisions are there.
     demos: simulated demonstrations (a dataset or several) that the replay starts with; the run's own successes displace
-    them. lr: reached after warmup_updates; from there a cosine brings it down to final_lr_fraction of it, which it has
-    after decay_updates (0 = it stays).
+    them. successes: whether these are added; without them the demonstrations alone teach, as a control. lr: reached after
+    warmup_updates; from there a cosine brings it down to final_lr_fraction of it, which it has after decay_updates
+    (0 = it stays).
     """
 
     updates: int = 0
@@ -99,6 +100,7 @@ class ReplayConfig:
     capacity: int = 8192
     min_size: int = 512
     demos: str | tuple[str, ...] = ""
+    successes: bool = True
     lr: float = 3e-4
     warmup_updates: int = 100
     decay_updates: int = 0
@@ -107,6 +109,8 @@ class ReplayConfig:
     def __post_init__(self):
         if self.updates < 0 or min(self.batch_size, self.capacity, self.min_size) < 1:
             raise ValueError("updates must not be negative; batch_size, capacity and min_size must be at least 1")
+        if self.updates and not (self.successes or self.demos):
+            raise ValueError("replay.successes=false needs replay.demos: there is nothing else to learn from")
 
 
 @dataclass(frozen=True)

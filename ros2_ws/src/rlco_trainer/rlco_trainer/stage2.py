@@ -138,7 +138,7 @@ class StageTwo:
             episodes = self.peers.gather(run_episodes(self.policy, pool, self.peers.share(seeds), generator=generator,
                                                       max_chunks=config.max_chunks))
         seconds = time.monotonic() - started
-        if config.replay.updates:
+        if config.replay.updates and config.replay.successes:
             self.replay.add(episodes, self.policy.spec.horizon)
         if self.places is not None:
             self.places.add(episodes)
