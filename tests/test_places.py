@@ -143,6 +143,13 @@ def test_a_policy_without_a_summary_is_refused_by_name(tiny_datasets, untrained,
         train_stage2(with_places(tiny_datasets, untrained["compact_flow"], tmp_path / "run"), quiet=True)
 
 
+def test_a_policy_whose_eyes_do_not_train_is_refused():
+    policy = make_policy("pi05", CONFIGS["pi05"]())
+    policy.set_stage("rl")
+    with pytest.raises(TrainingError, match=r"no weight behind.*rl_trains"):
+        learner(policy)
+
+
 def test_a_replay_step_adds_the_weighted_gradient_of_the_places(episodes):
     """Whatever the number of micro-batches."""
     policy = make_policy("compact_flow")

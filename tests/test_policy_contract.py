@@ -165,6 +165,11 @@ def leaking_value(self, inputs):
     return self.critic(self._features(inputs)).squeeze(-1)
 
 
+def mean_summary(self, inputs):
+    features = self._features(inputs)
+    return features - features.mean(0)
+
+
 def long_act(self, inputs, *, steps=None, **keywords):
     return _super("act")(self, inputs, **keywords)
 
@@ -180,6 +185,8 @@ def training_train(self, mode=True):
     ("actions_stay_within_the_contract", {"sample": unclipped_sample}),
     ("rl_gradients_reach_every_group", {"_value": lambda self, features: features.detach().sum(-1)}),
     ("the_critic_learns_alone", {"value": leaking_value}),
+    ("a_summary_trains_the_policy_and_leaves_the_critic", {"summary": mean_summary}),
+    ("a_summary_trains_the_policy_and_leaves_the_critic", {"summary": lambda self, inputs: self._features(inputs).detach()}),
     ("groups_hold_every_trainable_parameter_once", {"param_groups": forgetful_groups}),
     ("supervised_gradient_reaches_the_whole_policy_and_nothing_else",
      {"__init__": with_idle_parameter, "param_groups": idle_groups}),

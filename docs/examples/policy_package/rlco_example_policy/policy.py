@@ -92,6 +92,9 @@ class GaussianPolicy(VLAPolicy):
             features = self._features(inputs)
         return self._value(features)
 
+    def summary(self, inputs):
+        return self._features(inputs)
+
     def param_groups(self):
         groups = {"policy": [], "value": list(self.critic.parameters()), "noise": [self.level]}
         for part in (self.words, self.vision, self.trunk, self.mean):

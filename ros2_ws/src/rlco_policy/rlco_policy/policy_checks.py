@@ -123,6 +123,23 @@ def the_critic_learns_alone(case: Case) -> None:
     _require(all(p.grad is None or not p.grad.any() for p in others), "value() has a gradient beyond the group 'value'")
 
 
+def a_summary_trains_the_policy_and_leaves_the_critic(case: Case) -> None:
+    """Of policies that have one."""
+    own = case.copy()
+    own.set_stage("sft")
+    try:
+        summary = own.summary(case.inputs)
+    except NotImplementedError:
+        return
+    _require(summary.ndim == 2 and len(summary) == BATCH, f"summary() has shape {list(summary.shape)}, not [{BATCH}, D]")
+    _near(own.summary(rows(case.inputs, slice(0, 1))), summary[:1], 1e-4, "summary() depends on the rest of the batch")
+    _require(summary.requires_grad, "summary() has no gradient")
+    summary.float().square().sum().backward()
+    groups = own.param_groups()
+    _require(any(p.grad is not None and p.grad.any() for p in groups["policy"]), "no gradient of summary() reaches the policy")
+    _require(all(p.grad is None or not p.grad.any() for p in groups["value"]), "summary() has a gradient to the critic")
+
+
 def groups_hold_every_trainable_parameter_once(case: Case) -> None:
     own = case.copy()
     for stage in ("rl", "sft"):
@@ -372,7 +389,7 @@ def mixed_precision_keeps_float32_log_probabilities(case: Case) -> None:
 CHECKS: dict[str, Callable[[Case], None]] = {check.__name__: check for check in (
     evaluation_repeats_the_sample, log_probability_follows_the_weights, log_probabilities_are_float32_and_finite,
     actions_stay_within_the_contract, rl_gradients_reach_every_group, the_critic_learns_alone,
-    groups_hold_every_trainable_parameter_once,
+    a_summary_trains_the_policy_and_leaves_the_critic, groups_hold_every_trainable_parameter_once,
     supervised_gradient_reaches_the_whole_policy_and_nothing_else, supervised_loss_of_a_split_batch_adds_up,
     masked_steps_are_left_out, randomness_comes_from_the_generator_alone, weights_depend_on_the_seed_alone,
     train_mode_is_never_entered, a_sample_does_not_depend_on_its_batch, instruction_and_picture_matter,

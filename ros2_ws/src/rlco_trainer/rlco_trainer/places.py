@@ -37,18 +37,20 @@ class PlaceBatch:
 class Places:
     """The head, and the newest `capacity` decisions that it learns from.
 
-    Raises TrainingError for a policy without `summary`.
+    Raises TrainingError for a policy without `summary`, and when nothing behind it trains.
     """
 
     def __init__(self, policy: VLAPolicy, config: PlacesConfig, seed: int):
         self.config = config
         try:
-            with torch.no_grad():
-                width = policy.summary(policy.example_inputs()).shape[-1]
+            summary = policy.summary(policy.example_inputs())
         except NotImplementedError as error:
             raise TrainingError(f"places.weight={config.weight}: {error}; implement summary() in the policy, or set "
                                 "places.weight=0") from error
-        self.head = PlaceHead(width, torch.Generator().manual_seed(seed)).to(policy.device)
+        if not summary.requires_grad:
+            raise TrainingError(f"places.weight={config.weight}: no weight behind the policy's summary() is trained in this "
+                                "stage; train more of it (for pi05: policy_config.rl_trains=all), or set places.weight=0")
+        self.head = PlaceHead(summary.shape[-1], torch.Generator().manual_seed(seed)).to(policy.device)
         self._kept: PlaceBatch | None = None
 
     def __len__(self) -> int:
