@@ -1,6 +1,5 @@
 """Stage II: PPO in parallel twins, anchored by the supervised loss on real data (paper, IV-B, eq. 5)."""
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -39,6 +38,8 @@ from rlco_trainer.updates import (
 )
 
 STALLED_ITERATIONS = 5
+SHOWN = {"success": "rollout/success", "kl": "rl/kl", "places_cm": "places/error_cm", "real": "real/held_out_loss"}
+"""Label of the progress line -> metric."""
 
 
 class StageTwo:
@@ -265,8 +266,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
                 row["twin/success"] = run.success = run.measure(pool)
             metrics.log(run.step, row)
             control.report(run.step, config.iterations, row)
-            metrics.progress(success=row["rollout/success"], kl=row.get("rl/kl", math.nan),
-                             real=row.get("real/held_out_loss", math.nan))
+            metrics.progress(**{label: row[name] for label, name in SHOWN.items() if name in row})
             run.elapsed_s += time.monotonic() - started
             if run.step % config.save_every == 0 or run.step == last:
                 run.save()
