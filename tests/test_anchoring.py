@@ -98,6 +98,10 @@ def test_a_control_can_learn_from_the_demonstrations_alone(tiny_datasets, untrai
     assert len(run.replay) == demos + (2 if successes else 0)
     with pytest.raises(ValueError, match=r"replay\.successes=false needs replay\.demos"):
         ReplayConfig(updates=1, successes=False)
+    if not successes:
+        with pytest.raises(TrainingError, match=rf"hold {demos} decisions, fewer than replay\.min_size=10000"):
+            StageTwo(stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "too_few",
+                                   replay=replace(replay, min_size=10_000)), contract)
 
 
 def test_replay_step_adds_beta_times_the_real_gradient(policy):

@@ -79,6 +79,9 @@ class StageTwo:
             self._restore(state)
         elif self.demos is not None:
             self.replay.add_demos(self.policy, self.demos)
+        if config.replay.updates and not config.replay.successes and len(self.replay) < config.replay.min_size:
+            raise TrainingError(f"replay.successes=false: the demonstrations hold {len(self.replay)} decisions, fewer than "
+                                f"replay.min_size={config.replay.min_size}, so no replay step would ever be made; lower it")
 
     @property
     def lineage(self) -> dict:
