@@ -102,16 +102,15 @@ def test_what_is_no_recording_is_refused_by_name(briefly_trained, tmp_path):
         list(operated(CONTRACT, tmp_path / "nothing", 64))
 
 
-@pytest.mark.long
-def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_trained, ros_domain, tmp_path):
-    """The operator drives the stand-in in lock step; the policy node in shadow mode reports what `rlco shadow` finds later."""
+def operated_beside_a_shadow(checkpoint, out):
+    """One lock-step episode of the operator on the stand-in, the policy node in shadow mode: its bag, the shadow's figures."""
     def driver(processes):
-        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=str(briefly_trained), lockstep=True, use_sim_time=True,
+        processes.start_node("rlco_policy.nodes.policy_node", checkpoint=str(checkpoint), lockstep=True, use_sim_time=True,
                              shadow=True)
         processes.start_node("rlco_teleop.nodes.teleop_node", device="scripted", noise=0.1, lockstep=True, use_sim_time=True)
         return "/teleop"
 
-    with open_session(CONTRACT, tmp_path / "bags", task="pick_place", domain="standin", lockstep=True, operator="scripted",
+    with open_session(CONTRACT, out, task="pick_place", domain="standin", lockstep=True, operator="scripted",
                       driver=driver) as session:
         client = session.client
         client.wait_active("/policy", 60.0)
@@ -124,9 +123,22 @@ def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_t
         reports = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
         client.wait_until(lambda: reports.find(lambda m: m.status[0].name == "shadow"), 10, "the shadow's report")
         live = {v.key: float(v.value) for v in reports.find(lambda m: m.status[0].name == "shadow").status[0].values}
-    [bag] = find_episodes(tmp_path / "bags")
+    [bag] = find_episodes(out)
+    return bag, live
+
+
+@pytest.mark.long
+def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_trained, ros_domain, tmp_path):
+    """The operator drives the stand-in in lock step; the policy node in shadow mode reports what `rlco shadow` finds later.
+
+    Nothing waits for a shadow, so on a busy machine it can come too late for a tick: then once more, three times in all.
+    """
     policy = load_policy(briefly_trained, CONTRACT)
-    [episode] = operated(CONTRACT, bag, policy.spec.image_size)
+    for attempt in range(3):
+        bag, live = operated_beside_a_shadow(briefly_trained, tmp_path / f"bags_{attempt}")
+        [episode] = operated(CONTRACT, bag, policy.spec.image_size)
+        if sum(value for key, value in live.items() if key.endswith(".ticks")) >= len(episode.actions) - 2:
+            break
     result = shadow_episode(policy, episode)
     expected = ErrorTable()
     scored = int(sum(value for key, value in live.items() if key.endswith(".ticks")))
