@@ -144,10 +144,9 @@ class StockPool:
 
     def _observations(self) -> ObservationBatch:
         blank = next(seen for seen in self._seen if seen is not None)
-        seen = [seen or blank for seen in self._seen]
-        return ObservationBatch({name: np.stack([images[name] for images, *_ in seen]) for name in blank[0]},
-                                np.stack([proprioception for _, proprioception, _, _ in seen]),
-                                [text for _, _, text, _ in seen], np.stack([places for _, _, _, places in seen]))
+        images, proprioception, instructions, places = zip(*(seen or blank for seen in self._seen), strict=True)
+        return ObservationBatch({name: np.stack([each[name] for each in images]) for name in blank[0]},
+                                np.stack(proprioception), list(instructions), np.stack(places))
 
     def close(self):
         for pipe in self._pipes:

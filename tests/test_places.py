@@ -38,7 +38,7 @@ def learner(policy, capacity=1000):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_pool_tells_where_the_named_object_and_its_goal_are(contract, task):
-    """At the start and, once it has moved, after a chunk; before an episode there is nothing to tell."""
+    """At the start of an episode; before the first one there is nothing to tell."""
     twin = Twin(contract, task, render=False)
     with TwinPool(contract, task, scenes=2, workers=0, render=False) as pool:
         assert not pool.reset([SEEDS[0], -1]).places[1].any()
@@ -80,7 +80,7 @@ def test_where_things_are_is_learned_from_pictures(episodes):
     policy = make_policy("compact_flow")
     places = learner(policy)
     places.add(episodes)
-    everything = PlaceBatch(*(getattr(places._kept, name) for name in ("inputs", "places")))
+    everything = places._kept
     _, before = place_loss(policy, places.head, everything)
     optimizer = torch.optim.Adam([*policy.param_groups()["policy"], *places.head.parameters()], lr=1e-3)
     for _ in range(60):

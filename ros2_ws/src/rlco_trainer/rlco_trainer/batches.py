@@ -40,6 +40,20 @@ def rows(tensors: dict[str, Tensor], index) -> dict[str, Tensor]:
     return {name: tensor[index] for name, tensor in tensors.items()}
 
 
+def stacked(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """One batch of single samples that have the same names."""
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def newest(parts: list[Tensor], capacity: int) -> Tensor:
+    """The last `capacity` rows of all parts, in order; what falls out of the oldest ones is not copied first."""
+    skip, kept = max(0, sum(len(part) for part in parts) - capacity), []
+    for part in parts:
+        kept.append(part[min(skip, len(part)):])
+        skip -= min(skip, len(part))
+    return torch.cat(kept)
+
+
 def sft_batch(policy: VLAPolicy, demos: DemoBatch, generator: torch.Generator, *, augment: bool) -> SftBatch:
     """Preprocess a demonstration batch, augmented for training or plain for monitoring."""
     obs = ObsBatch(

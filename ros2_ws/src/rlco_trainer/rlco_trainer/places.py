@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlco_common.errors import TrainingError
 from rlco_policy.interface import ModelInputs, VLAPolicy
-from rlco_trainer.batches import rows
+from rlco_trainer.batches import newest, rows, stacked
 from rlco_trainer.config import PlacesConfig
 from rlco_trainer.rollout import Episode
 
@@ -58,17 +58,14 @@ class Places:
 
     def add(self, episodes: list[Episode]) -> None:
         """Keep every decision of sampled episodes; the first ones also tell the head where things are on average."""
-        decisions = [inputs for episode in episodes for inputs in episode.inputs]
-        new = PlaceBatch({name: torch.stack([inputs[name] for inputs in decisions]) for name in decisions[0]},
+        new = PlaceBatch(stacked([inputs for episode in episodes for inputs in episode.inputs]),
                          torch.stack([places for episode in episodes for places in episode.places]))
         if self._kept is None:
             self.head.centre.copy_(new.places.mean(0))
-            self._kept = new.part(slice(-self.config.capacity, None))
-            return
-        old = self._kept.part(slice(max(0, len(self._kept) + len(new) - self.config.capacity), None))
-        new = new.part(slice(-self.config.capacity, None))
-        self._kept = PlaceBatch({name: torch.cat([old.inputs[name], new.inputs[name]]) for name in new.inputs},
-                                torch.cat([old.places, new.places]))
+        parts = [new] if self._kept is None else [self._kept, new]
+        capacity = self.config.capacity
+        self._kept = PlaceBatch({name: newest([part.inputs[name] for part in parts], capacity) for name in new.inputs},
+                                newest([part.places for part in parts], capacity))
 
     def sample(self, policy: VLAPolicy, rng: np.random.Generator, generator: torch.Generator) -> PlaceBatch:
         """`batch_size` decisions, augmented as demonstrations are."""

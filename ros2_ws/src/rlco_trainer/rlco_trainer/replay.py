@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlco_policy.interface import ModelInputs, VLAPolicy
-from rlco_trainer.batches import SftBatch, rows, sft_batch
+from rlco_trainer.batches import SftBatch, newest, rows, sft_batch, stacked
 from rlco_trainer.dataset.reader import DemoSet
 from rlco_trainer.rollout import Episode
 
@@ -80,22 +80,12 @@ def _chunks_of(episode: Episode, horizon: int) -> _Chunks:
     step = chunk * torch.arange(len(episode.actions))[:, None] + torch.arange(horizon)
     values = torch.stack(episode.values)
     return _Chunks(
-        {name: torch.stack([inputs[name] for inputs in episode.inputs]) for name in episode.inputs[0]},
+        stacked(episode.inputs),
         ticks[step.clamp(max=episode.steps - 1)], step < episode.steps, (1 - values).clamp(min=LEAST_PRIORITY),
     )
 
 
 def _newest(parts: list[_Chunks], capacity: int) -> _Chunks:
-    """The last `capacity` decisions of all parts; what falls out of the oldest ones is not copied first."""
-    surplus = max(0, sum(len(part) for part in parts) - capacity)
-
-    def joined(tensors: list[Tensor]) -> Tensor:
-        kept, skip = [], surplus
-        for tensor in tensors:
-            kept.append(tensor[min(skip, len(tensor)):])
-            skip -= min(skip, len(tensor))
-        return torch.cat(kept)
-
-    return _Chunks({name: joined([part.inputs[name] for part in parts]) for name in parts[0].inputs},
-                   joined([part.actions for part in parts]), joined([part.valid for part in parts]),
-                   joined([part.priority for part in parts]))
+    """The last `capacity` decisions of all parts."""
+    return _Chunks({name: newest([part.inputs[name] for part in parts], capacity) for name in parts[0].inputs},
+                   *(newest([getattr(part, name) for part in parts], capacity) for name in ("actions", "valid", "priority")))

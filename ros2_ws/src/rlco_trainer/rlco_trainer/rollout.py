@@ -14,7 +14,7 @@ from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
 from rlco_sim_bridge.pool import NO_RESET
 from rlco_sim_bridge.scenes import Backend, ScenePool, open_scenes
 from rlco_sim_bridge.variation import NOMINAL, Variation
-from rlco_trainer.batches import rows
+from rlco_trainer.batches import rows, stacked
 from rlco_trainer.config import PpoConfig
 from rlco_trainer.ppo import RlBatch, generalized_advantages, joint_logprob
 
@@ -128,11 +128,9 @@ def collate(episodes: list[Episode], config: PpoConfig) -> RlBatch:
         advantages.append(pair[0])
         returns.append(pair[1])
     advantage = torch.cat(advantages)
-    names = episodes[0].inputs[0], episodes[0].traces[0]
-    chunks = [(inputs, trace) for episode in episodes for inputs, trace in zip(episode.inputs, episode.traces, strict=True)]
     return RlBatch(
-        inputs={name: torch.stack([inputs[name] for inputs, _ in chunks]) for name in names[0]},
-        trace={name: torch.stack([trace[name] for _, trace in chunks]) for name in names[1]},
+        inputs=stacked([inputs for episode in episodes for inputs in episode.inputs]),
+        trace=stacked([trace for episode in episodes for trace in episode.traces]),
         logprob=joint_logprob(torch.stack([row for episode in episodes for row in episode.logprobs]), config.level),
         value=torch.cat([torch.stack(episode.values) for episode in episodes]),
         advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8),
