@@ -3,14 +3,15 @@
     make bench-train                                        # all sides in turns, where the time goes; about six minutes
     python benchmarks/training.py --race 20 --target 0.8    # instead: train each side for up to 20 minutes
 
-All sides learn push_cube from 64 px pictures of the twin with two simulating processes and two threads for the updates:
+All sides learn push_cube from 64 px pictures of the twin with two simulating processes:
 
-  ours       Stage II as the shipped configuration has it: TwinPool, a picture per chunk of 4 actions, PPO and success replay.
-  plain      the same Stage II (policy, PPO, replay, real batches) on stock ManiSkill environments: one scene a process, full
-             robot, a picture at each control step.
+  ours       Stage II as the shipped configuration has it: TwinPool, a picture per chunk of 4 actions, rollouts beside the
+             update.
+  plain      the same Stage II (policy, replay, real batches) on stock ManiSkill environments: one scene a process, full robot,
+             a picture at each control step, rollouts and updates in turns.
   maniskill  PPO as ManiSkill's RGB baseline sets it up (Gaussian policy on a NatureCNN, one action per picture, dense reward,
-             4 epochs of 32 minibatches), on the same stock environments in gymnasium's AsyncVectorEnv. It starts from nothing:
-             a recipe without demonstrations.
+             4 epochs of 32 minibatches), on the same stock environments in gymnasium's AsyncVectorEnv, two threads for the
+             updates. It starts from nothing: a recipe without demonstrations.
 
 A control step is one action that a scene carried out. Evaluations and start-up are not in the throughput.
 """
@@ -84,26 +85,33 @@ class Ours:
         self.run, self.watch = StageTwo(config, contract), Stopwatch()
         self._pool = TimedPool(pool, self.watch)
         self.pids = pool.worker_pids
+        self.threads = config.threads
         self.turn = self.watch.wrap("turn", self.turn)
-        self.run.policy.sample = self.watch.wrap("policy", self.run.policy.sample)
-        for name, label in (("ppo_phase", "PPO update"), ("replay_phase", "replay update")):
+        actor = self.run.ahead.policy if self.run.ahead is not None else self.run.policy
+        actor.sample = self.watch.wrap("policy", actor.sample)
+        for name, label in (("ppo_phase", "critic"), ("replay_phase", "replay update")):
             setattr(self.run, name, self.watch.wrap(label, getattr(self.run, name)))
 
     def turn(self) -> int:
-        """Control steps of one iteration."""
-        rollout, metrics = self.run.collect(self._pool)
+        """Control steps of one iteration. Rollouts begun in it are waited for: the next side has the machine to itself."""
+        rollout, metrics = self.run.collect(self._pool, ahead=True)
         self.run.update(rollout)
         self.run.step += 1
+        if self.run.ahead is not None:
+            self.run.ahead.wait()
         return int(metrics["rollout/steps"])
 
     def shares(self) -> dict[str, float]:
-        """Share of the turns' time by part."""
+        """Share of the turns' time that each part was under way; they add up to more than 1 where parts run beside others."""
         seconds = dict(self.watch.seconds)
         whole = seconds.pop("turn")
-        return {label: spent / whole for label, spent in seconds.items()} | {"the rest": 1 - sum(seconds.values()) / whole}
+        return {label: spent / whole for label, spent in seconds.items()}
 
     def success(self, pool) -> float:
         return self.run.measure(pool)
+
+    def close(self):
+        self.run.close()
 
 
 class StockPool:
@@ -228,6 +236,7 @@ class ManiSkillPpo:
     """PPO with the numbers of ManiSkill's ppo_rgb.py; a turn is a rollout of `steps` in each environment and its update."""
 
     lr, gamma, lam, clip, value_weight, target_kl, epochs, minibatches, steps = 3e-4, 0.8, 0.9, 0.2, 0.5, 0.2, 4, 32, 256
+    threads = PROCESSES
 
     def __init__(self, contract: Contract):
         torch.manual_seed(0)
@@ -343,12 +352,11 @@ def open_sides(root: Path, contract: Contract, stack: ExitStack) -> tuple[dict, 
         return load_stage_config(StageTwoConfig, f"{TASK}_stage2", [*shipped, f"out={root / name}", *more])
 
     settings = config("ours")
-    torch.set_num_threads(settings.threads)     # of every side's updates
     stack.enter_context(flushed_denormals())
     pool = closing(TwinPool(contract, TASK, settings.domain, scenes=settings.scenes, workers=PROCESSES, image_size=SIZE))
     return {
-        "ours": Ours(settings, contract, pool),
-        "plain": Ours(config("plain", f"episodes={PLAIN_EPISODES}"), contract, closing(StockPool(contract))),
+        "ours": closing(Ours(settings, contract, pool)),
+        "plain": Ours(config("plain", f"episodes={PLAIN_EPISODES}", "overlap=false"), contract, closing(StockPool(contract))),
         "maniskill": closing(ManiSkillPpo(contract)),
     }, pool
 
@@ -357,11 +365,13 @@ def throughput(sides: dict, turns: int) -> dict:
     """Control steps per second and per second of processor time, the sides taking turns; prints the table."""
     speeds = {name: {"per_s": [], "per_cpu_s": []} for name in sides}
     for side in sides.values():
+        torch.set_num_threads(side.threads)
         side.turn()             # warm-up: also the iteration in which only the critic learns
         if isinstance(side, Ours):
             side.watch.seconds.clear()
     for turn in range(turns):
         for name, side in sides.items():
+            torch.set_num_threads(side.threads)
             started, used = time.perf_counter(), cpu_seconds(side.pids)
             steps = side.turn()
             speeds[name]["per_s"].append(steps / (time.perf_counter() - started))
@@ -379,12 +389,13 @@ def race(sides: dict, pool, minutes: float, target: float) -> dict:
     """Train each side until it reaches the target or its time is over; (training seconds, steps, success) over time."""
     curves = {}
     for name, side in sides.items():
+        torch.set_num_threads(side.threads)
         spent, steps, curve = 0.0, 0, [(0.0, 0, side.success(pool))]
         while spent < 60 * minutes and curve[-1][2] < target:
             started = time.perf_counter()
             steps += side.turn()
             spent += time.perf_counter() - started
-            if spent - curve[-1][0] > min(60.0, 6 * minutes):
+            if spent - curve[-1][0] > max(min(60.0, 6 * minutes), spent / 5):       # a slow side is measured less often
                 curve.append((spent, steps, side.success(pool)))
                 print(f"{name:10s} {spent:6.0f} s {steps:8d} steps  success {curve[-1][2]:.0%}", flush=True)
         curves[name] = curve

@@ -27,6 +27,12 @@ class WeightAverage:
         for average, weight in zip(self._average, self._weights, strict=bool(self.decay)):
             average.lerp_(weight, 1 - decay)
 
+    @torch.no_grad()
+    def copy_to(self, weights: list[Tensor]) -> None:
+        """Write the average into the weights of another copy of the policy, given in the order of its param_groups."""
+        for weight, average in zip(weights, self._average or self._weights, strict=True):
+            weight.copy_(average)
+
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """The policy holds the average inside the block and its own weights again after it."""

@@ -154,10 +154,11 @@ class StageTwoConfig:
     backend=gpu in one batch on a CUDA device. max_chunks: a rollout that has not succeeded after this many chunks ends as
     it is, 0 = at the task's max_steps; measured success always has all of them. held_out, ema: as in Stage I; what is
     measured and yielded is the average; rollouts are made with the weights themselves, with the average only where no PPO
-    step needs its own samples (ppo.surrogate_weight=0). measure_episodes: greedy episodes of a measured success rate,
-    every measure_every iterations; the run ends when one reaches target_success, after time_limit_s of training, or after
-    `iterations` (0 switches the first two off). cosine_every: how often (in iterations) the cosine between the RL and the
-    real gradient is measured, 0 = never.
+    step needs its own samples (ppo.surrogate_weight=0). overlap: the next iteration's rollouts are made beside this one's
+    update, by the average of before it; for ppo.surrogate_weight=0 alone. measure_episodes: greedy episodes of a measured
+    success rate, every measure_every iterations; the run ends when one reaches target_success, after time_limit_s of
+    training, or after `iterations` (0 switches the first two off). cosine_every: how often (in iterations) the cosine
+    between the RL and the real gradient is measured, 0 = never.
     """
 
     out: Path
@@ -175,6 +176,7 @@ class StageTwoConfig:
     workers: int = 2
     backend: Literal["cpu", "gpu"] = "cpu"
     max_chunks: int = 0
+    overlap: bool = False
     sft_batch_size: int = 64
     micro_batches: int = 1
     lr: float = 1e-4
@@ -208,6 +210,11 @@ class StageTwoConfig:
             raise ValueError("beta > 0 needs the real dataset: give real=DATASET, or beta=0 for RL alone")
         if self.places.weight and not self.replay.updates:
             raise ValueError("places.weight > 0 needs replay.updates > 0: places are learned in the replay's steps")
+        if self.overlap and self.ppo.surrogate_weight:
+            raise ValueError("overlap=true needs ppo.surrogate_weight=0: the clipped surrogate learns from samples of the "
+                             "newest weights, and rollouts beside an update are made by older ones")
+        if self.overlap and self.backend != "cpu":
+            raise ValueError("overlap=true needs backend=cpu: on a GPU rollouts and updates share the device")
         if not 0 <= self.target_success <= 1:
             raise ValueError(f"target_success must lie in [0, 1], got {self.target_success}")
         if min(self.iterations, self.episodes, self.scenes, self.micro_batches, self.sft_batch_size) < 1:

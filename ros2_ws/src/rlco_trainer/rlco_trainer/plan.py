@@ -5,6 +5,7 @@ small iteration in the twin, of the run itself, made in a temporary folder on th
 """
 
 import dataclasses
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -117,6 +118,9 @@ def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
         parts.append(Part("success replay", 2 * config.replay.capacity * decision, advice="Lower replay.capacity."))
     if config.places.weight:
         parts.append(Part("places", 2 * config.places.capacity * decision, advice="Lower places.capacity."))
+    if config.overlap:
+        parts.append(Part("copy that acts beside the update", footprint(policy, "rl").trainable * 4, _place(config),
+                          "Set overlap=false."))
     if config.backend == "cpu":
         processes = max(1, config.workers)
         parts.append(Part(f"simulators, {config.scenes} scenes in {processes} processes",
@@ -144,7 +148,11 @@ def _try_iteration(config: StageTwoConfig, contract: Contract) -> tuple[float, b
             by_episode = _seconds(lambda: run.collect(pool)) + _seconds(lambda: run.ppo_phase(rollout))
             fixed = _seconds(run.replay_phase) + _seconds(run.monitor)
             measured = _seconds(lambda: run.measure(pool)) * config.measure_episodes / episodes
-    whole = config.iterations * (factor * by_episode + fixed + measured / config.measure_every) + measured
+    iteration = factor * by_episode + fixed
+    if config.overlap:
+        processor = config.workers * factor * by_episode + config.threads * fixed
+        iteration = max(factor * by_episode, fixed, processor / os.cpu_count())
+    whole = config.iterations * (iteration + measured / config.measure_every) + measured
     if config.time_limit_s:
         whole = min(whole, config.time_limit_s + measured)
     return whole, not config.replay.updates or len(run.replay) > 0

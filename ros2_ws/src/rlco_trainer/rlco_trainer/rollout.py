@@ -53,18 +53,21 @@ def open_pool(contract: Contract, policy: VLAPolicy, task: str, domain: str, *, 
 
 
 def run_episodes(policy: VLAPolicy, pool: ScenePool, seeds: list[int], *, generator: torch.Generator | None = None,
-                 max_chunks: int = 0, on_done: Callable[[Episode], None] | None = None) -> list[Episode]:
-    """Run every seed's episode to its end and return them in the order of `seeds`.
+                 max_chunks: int = 0, on_done: Callable[[Episode], None] | None = None,
+                 cancelled: Callable[[], bool] = lambda: False) -> list[Episode]:
+    """Run every seed's episode to its end and return them in the order of `seeds`; none once `cancelled`.
 
     generator: sample with exploration and keep what PPO needs; None: act greedily. max_chunks: an episode that is not done
-    after so many chunks ends as it is; 0 = never. A scene that finishes takes the next
-    seed; the policy looks, and a picture is rendered, once per chunk. Reward: 1 in the chunk that succeeds, else 0.
+    after so many chunks ends as it is; 0 = never. cancelled: asked once per chunk. A scene that finishes takes the next seed;
+    the policy looks, and a picture is rendered, once per chunk. Reward: 1 in the chunk that succeeds, else 0.
     """
     waiting = deque(seeds)
     running: dict[int, Episode] = {}
     finished: dict[int, Episode] = {}
     observations = _start_waiting(pool, range(pool.scenes), waiting, running)
     while running:
+        if cancelled():
+            return []
         active = sorted(running)
         actions = np.zeros((pool.scenes, policy.spec.chunk, policy.spec.action_dim))
         actions[active] = _decide(policy, observations, active, running, generator)

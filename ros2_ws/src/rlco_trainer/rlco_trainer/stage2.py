@@ -1,8 +1,8 @@
 """Stage II: PPO in parallel twins, anchored by the supervised loss on real data (paper, IV-B, eq. 5)."""
 
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -11,6 +11,8 @@ from rlco_common.contract import Contract, load_contract
 from rlco_common.errors import TrainingError
 from rlco_common.seeds import RL, SELECTION
 from rlco_policy.checkpoint import load_policy, read_description, save_policy
+from rlco_policy.interface import VLAPolicy
+from rlco_trainer.ahead import RolloutsAhead
 from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, slices
 from rlco_trainer.config import StageTwoConfig, roots, save_config
@@ -24,7 +26,7 @@ from rlco_trainer.peers import Peers
 from rlco_trainer.places import Places
 from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
-from rlco_trainer.rollout import collate, open_pool, run_episodes
+from rlco_trainer.rollout import Episode, collate, open_pool, run_episodes
 from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
 from rlco_trainer.updates import (
     acting_weights,
@@ -63,6 +65,7 @@ class StageTwo:
         places_head = self.places.head.parameters() if self.places is not None else ()
         self.replay_optimizer = adamw([*acting_weights(self.policy), *places_head], config.weight_decay, lr=config.replay.lr)
         self.average = WeightAverage(self.policy, config.ema)
+        self.ahead = RolloutsAhead(self.policy) if config.overlap else None
         self.anchor = BetaController(config.beta, config.beta_control)
         self.real: DemoSet | None = None
         self.held_out: DemoSet | None = None
@@ -104,6 +107,10 @@ class StageTwo:
             self.places.restore(extra["places"])
         self.anchor.restore(extra["anchor"])
         self.average.restore(extra["average"])
+        if self.ahead is not None and "ahead" in extra:
+            self.ahead.restore(extra["ahead"])
+        elif self.ahead is not None:        # the run did without until now
+            self.ahead.take(self.average)
         self.step, self.success, self.elapsed_s = state["step"], extra["success"], extra["elapsed_s"]
 
     def save(self) -> None:
@@ -114,6 +121,8 @@ class StageTwo:
                  "replay_updates": self.replay_updates, "average": self.average.state()}
         if self.places is not None:
             extra["places"] = self.places.state()
+        if self.ahead is not None:
+            extra["ahead"] = self.ahead.state()
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage, extra)
 
     def finish(self) -> Path:
@@ -126,21 +135,31 @@ class StageTwo:
 
     def measure(self, pool) -> float:
         """Deterministic success rate in the twin on seeds that are neither trained on nor evaluated on."""
+        if self.ahead is not None:
+            self.ahead.wait()
         with self.average.applied():
             episodes = run_episodes(self.policy, pool, self.peers.share(list(SELECTION[: self.config.measure_episodes])))
         successes = self.peers.gather([episode.success for episode in episodes])
         return sum(successes) / len(successes)
 
-    def collect(self, pool) -> tuple[RlBatch, dict[str, float]]:
-        """One iteration's episodes, on seeds never seen before, each process its share; successes go to the replay."""
-        config = self.config
-        first = self.step * config.episodes + config.seed * 50_000_000
-        seeds = list(RL[first : first + config.episodes])
-        started = time.monotonic()
-        generator = torch.Generator().manual_seed(hash((config.seed, self.step, self.peers.rank)) % 2**63)
-        with self._rollout_weights():
-            episodes = self.peers.gather(run_episodes(self.policy, pool, self.peers.share(seeds), generator=generator,
-                                                      max_chunks=config.max_chunks))
+    def collect(self, pool, *, ahead: bool = False) -> tuple[RlBatch, dict[str, float]]:
+        """One iteration's episodes, on seeds never seen before, each process its share; successes go to the replay.
+
+        ahead: with `overlap`, begin those of the next iteration.
+        """
+        config, started = self.config, time.monotonic()
+        if self.ahead is None:
+            with self._rollout_weights():
+                mine = self._roll_out(self.policy, pool, self.step)
+            took = time.monotonic() - started
+        else:
+            if not self.ahead.under_way:
+                self._start_ahead(pool, self.step)
+            mine, took = self.ahead.result()
+            self.ahead.take(self.average)
+            if ahead:
+                self._start_ahead(pool, self.step + 1)
+        episodes = self.peers.gather(mine)
         seconds = time.monotonic() - started
         if config.replay.updates and config.replay.successes:
             self.replay.add(episodes, self.policy.spec.horizon)
@@ -151,10 +170,27 @@ class StageTwo:
         metrics = {
             "rollout/success": float(rates.mean()), "rollout/return_variance": float(rates.var(unbiased=False)),
             "rollout/failure": sum(episode.failure for episode in episodes) / len(episodes),
-            "rollout/episode_steps": steps / len(episodes), "rollout/steps_per_s": steps / seconds,
+            "rollout/episode_steps": steps / len(episodes), "rollout/steps_per_s": steps / took,
             "rollout/steps": float(steps), "time/rollout_s": seconds,
         }
         return collate(episodes, config.ppo), metrics
+
+    def _start_ahead(self, pool, step: int) -> None:
+        self.ahead.start(lambda policy, cancelled: self._roll_out(policy, pool, step, cancelled))
+
+    def _roll_out(self, policy: VLAPolicy, pool, step: int, cancelled: Callable[[], bool] = lambda: False) -> list[Episode]:
+        """This process's share of iteration `step`'s episodes; reads nothing that an update changes but `policy`."""
+        config = self.config
+        first = step * config.episodes + config.seed * 50_000_000
+        seeds = self.peers.share(list(RL[first : first + config.episodes]))
+        generator = torch.Generator().manual_seed(hash((config.seed, step, self.peers.rank)) % 2**63)
+        policy.set_progress(step / config.iterations)
+        return run_episodes(policy, pool, seeds, generator=generator, max_chunks=config.max_chunks, cancelled=cancelled)
+
+    def close(self) -> None:
+        """End rollouts that nobody will use."""
+        if self.ahead is not None:
+            self.ahead.cancel()
 
     def _rollout_weights(self) -> AbstractContextManager:
         """The weights that act in rollouts: PPO needs its own samples; replay alone takes what succeeds more often."""
@@ -192,6 +228,8 @@ class StageTwo:
             return {}
         rows = []
         for _ in range(replay.updates):
+            if self.ahead is not None:
+                self.ahead.check()
             rate = replay.lr * learning_rate_factor(self.replay_updates, warmup=replay.warmup_updates,
                                                     steps=replay.decay_updates, final=replay.final_lr_fraction)
             set_learning_rate(self.replay_optimizer, rate)
@@ -251,15 +289,15 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
           open_pool(contract, run.policy, config.task, config.domain, scenes=config.scenes, workers=config.workers,
                     backend=config.backend) as pool,
           Metrics(config.out, total=config.iterations, start=run.step, label=label, quiet=quiet,
-                  silent=not run.peers.main) as metrics):
+                  silent=not run.peers.main) as metrics,
+          closing(run)):
         if run.success is None:
             run.success = _require_initial_success(run, pool)
             metrics.log(0, {"twin/success": run.success, **run.monitor()})
         stalled = 0
         while run.step < last and run.peers.agree(not _done(run) and control.go_on(run.save)):
             started = time.monotonic()
-            run.policy.set_progress(run.step / config.iterations)
-            rollout, row = run.collect(pool)
+            rollout, row = run.collect(pool, ahead=run.step + 1 < last)
             row |= run.update(rollout)
             run.step += 1
             stalled = stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
