@@ -386,18 +386,21 @@ def throughput(sides: dict, turns: int) -> dict:
 
 
 def race(sides: dict, pool, minutes: float, target: float) -> dict:
-    """Train each side until it reaches the target or its time is over; (training seconds, steps, success) over time."""
+    """Train each side until it reaches the target or its time is over: (training seconds, processor seconds, steps, success) as
+    they went. Processor time is what can be compared on a machine with other work."""
     curves = {}
     for name, side in sides.items():
         torch.set_num_threads(side.threads)
-        spent, steps, curve = 0.0, 0, [(0.0, 0, side.success(pool))]
-        while spent < 60 * minutes and curve[-1][2] < target:
-            started = time.perf_counter()
+        spent, used, steps, curve = 0.0, 0.0, 0, [(0.0, 0.0, 0, side.success(pool))]
+        while spent < 60 * minutes and curve[-1][-1] < target:
+            started, cpu = time.perf_counter(), cpu_seconds(side.pids)
             steps += side.turn()
             spent += time.perf_counter() - started
+            used += cpu_seconds(side.pids) - cpu
             if spent - curve[-1][0] > max(min(60.0, 6 * minutes), spent / 5):       # a slow side is measured less often
-                curve.append((spent, steps, side.success(pool)))
-                print(f"{name:10s} {spent:6.0f} s {steps:8d} steps  success {curve[-1][2]:.0%}", flush=True)
+                curve.append((spent, used, steps, side.success(pool)))
+                print(f"{name:10s} {spent:6.0f} s ({used:6.0f} s of processors) {steps:8d} steps  success {curve[-1][-1]:.0%}",
+                      flush=True)
         curves[name] = curve
     return curves
 
@@ -414,7 +417,10 @@ def main() -> int:
     contract, figures = load_contract(), {"cores": os.cpu_count(), "load": os.getloadavg()}
     with ExitStack() as stack:
         root = options.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlco_bench_")))
+        started, used = time.perf_counter(), sum(os.times()[:4])
         prepare(root, contract)
+        print(f"demonstrations and Stage I of ours: {time.perf_counter() - started:.0f} s "
+              f"({sum(os.times()[:4]) - used:.0f} s of processors)", flush=True)
         sides, pool = open_sides(root, contract, stack)
         sides = {name: side for name, side in sides.items() if name in options.sides}
         if options.race:
