@@ -5,7 +5,7 @@ For a policy of your own:  check_policy(lambda seed: create_policy("mine", contr
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -108,9 +108,9 @@ def rl_gradients_reach_every_group(case: Case) -> None:
     scored = own.evaluate(case.inputs, own.sample(case.inputs, generator=generator()).trace)
     (scored.logprob.sum() + scored.entropy.sum() + scored.value.sum()).backward()
     for group, parameters in own.param_groups().items():
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        _require(gradients and any(gradient.any() for gradient in gradients), f"no gradient reaches the group '{group}'")
-        _require(all(torch.isfinite(gradient).all() for gradient in gradients), f"a gradient of '{group}' is not finite")
+        _require(_reached(parameters), f"no gradient reaches the group '{group}'")
+        finite = all(torch.isfinite(p.grad).all() for p in parameters if p.grad is not None)
+        _require(finite, f"a gradient of '{group}' is not finite")
 
 
 def the_critic_learns_alone(case: Case) -> None:
@@ -118,9 +118,9 @@ def the_critic_learns_alone(case: Case) -> None:
     own.set_stage("rl")
     own.value(case.inputs).sum().backward()
     groups = own.param_groups()
-    _require(any(p.grad is not None and p.grad.any() for p in groups["value"]), "no gradient of value() reaches the critic")
+    _require(_reached(groups["value"]), "no gradient of value() reaches the critic")
     others = [p for name, group in groups.items() if name != "value" for p in group]
-    _require(all(p.grad is None or not p.grad.any() for p in others), "value() has a gradient beyond the group 'value'")
+    _require(not _reached(others), "value() has a gradient beyond the group 'value'")
 
 
 def a_summary_trains_the_policy_and_leaves_the_critic(case: Case) -> None:
@@ -136,8 +136,8 @@ def a_summary_trains_the_policy_and_leaves_the_critic(case: Case) -> None:
     _require(summary.requires_grad, "summary() has no gradient")
     summary.float().square().sum().backward()
     groups = own.param_groups()
-    _require(any(p.grad is not None and p.grad.any() for p in groups["policy"]), "no gradient of summary() reaches the policy")
-    _require(all(p.grad is None or not p.grad.any() for p in groups["value"]), "summary() has a gradient to the critic")
+    _require(_reached(groups["policy"]), "no gradient of summary() reaches the policy")
+    _require(not _reached(groups["value"]), "summary() has a gradient to the critic")
 
 
 def groups_hold_every_trainable_parameter_once(case: Case) -> None:
@@ -161,11 +161,10 @@ def supervised_gradient_reaches_the_whole_policy_and_nothing_else(case: Case) ->
     own.sft_loss(case.inputs, targets(own), generator=generator()).loss.backward()
     trained = {id(parameter) for parameter in own.param_groups()["policy"]}
     for name, parameter in own.named_parameters():
-        reached = parameter.grad is not None and bool(parameter.grad.any())
         if id(parameter) in trained:
-            _require(reached, f"the supervised loss does not train {name}")
+            _require(_reached([parameter]), f"the supervised loss does not train {name}")
         else:
-            _require(not reached, f"the supervised loss trains {name}, which is not in the group 'policy'")
+            _require(not _reached([parameter]), f"the supervised loss trains {name}, which is not in the group 'policy'")
 
 
 def supervised_loss_of_a_split_batch_adds_up(case: Case) -> None:
@@ -447,6 +446,11 @@ def rows(tensors: dict[str, Tensor], index) -> dict[str, Tensor]:
 def _require(holds, message: str) -> None:
     if not holds:
         raise PolicyProblem(message)
+
+
+def _reached(parameters: Iterable[Tensor]) -> bool:
+    """Whether a gradient has come to any of them."""
+    return any(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
 
 
 def _shape(tensor: Tensor, shape: tuple[int, ...], what: str) -> None:
