@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped, TwistStamped
 from std_msgs.msg import Bool, String
 
@@ -91,8 +92,12 @@ def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_a
         targets = client.subscribe(PoseStamped, CONTRACT.topics.target_pose, STATE_QOS)
         deadman = client.subscribe(Bool, topics.TELEOP_DEADMAN, STATE_QOS)
         twists = client.subscribe(TwistStamped, topics.TELEOP_TWIST, STATE_QOS)
-        client.wait_active("/gate")
         client.wait_active("/teleop")
+        diagnosed = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
+        client.wait_active("/gate")
+        both = ("readers", "2")
+        client.wait_until(lambda: diagnosed.find(lambda m: both in [(v.key, v.value) for v in m.status[0].values]), 10,
+                          "gate and table as readers of the twist")
         client.wait_until(lambda: scenes.get_subscription_count() and ee_pose.get_subscription_count()
                           and event.get_subscription_count() == 2, 10, "gate and operator")
         twin = make_device("scripted", CONTRACT, ScriptedSettings(noise=NOISE))
@@ -120,6 +125,18 @@ def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_a
         client.wait_until(lambda: not deadman.last.data, 5, "the released dead-man")
         assert len(targets) == tick
         assert [m.header.stamp for m in twists.messages] == [m.header.stamp for m in targets.messages]
+
+
+def test_in_lock_step_it_does_not_start_before_anybody_reads_its_twist(tmp_path, ros_domain):
+    """The tick's only twist would be lost, and the simulation wait for ever."""
+    with Processes(tmp_path, ros_domain) as processes, RosClient("table", ros_domain, processes.check) as client:
+        processes.start_node("rlco_teleop.nodes.teleop_node", lockstep=True, use_sim_time=True)
+        event = client.publisher(String, EVENT_TOPIC, EVENT_QOS)
+        client.wait_active("/teleop")
+        event.publish(String(data=EpisodeEvent("reset", task="push_cube", seed=11).to_json()))
+        client.wait_until(lambda: "nobody reads /teleop/twist" in client.trigger(topics.OPERATOR_START)[1], 10, "the refusal")
+        client.subscribe(TwistStamped, topics.TELEOP_TWIST, STATE_QOS)
+        assert client.trigger_when_ready(topics.OPERATOR_START) == "operating, seed 11"
 
 
 def test_in_real_time_the_twist_is_held_at_20_hz_and_stop_releases_the_dead_man(tmp_path, ros_domain):

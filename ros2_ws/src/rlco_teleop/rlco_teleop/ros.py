@@ -118,6 +118,11 @@ class OperatorTopics:
     def held(self) -> bool:
         return self._held
 
+    @property
+    def readers(self) -> int:
+        """How many endpoints receive the twists."""
+        return self._twist.get_subscription_count()
+
     def publish(self, operation: Operation, stamp_ns: int) -> None:
         if not operation.held:
             self.release()

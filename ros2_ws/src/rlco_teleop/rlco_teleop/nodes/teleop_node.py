@@ -116,6 +116,9 @@ class TeleopNode(RlcoLifecycleNode):
         if self._lockstep and self._seed < 0:
             response.success, response.message = False, f"no episode was announced on {EVENT_TOPIC} yet; reset the simulation"
             return response
+        if self._lockstep and not self._operator.readers:       # the tick's only twist would be lost, and time stand still
+            response.success, response.message = False, f"nobody reads {topics.TELEOP_TWIST} yet; is the gate up?"
+            return response
         self._device.begin(self._seed)
         response.success, response.message = True, f"operating, seed {self._seed}"
         if self._lockstep:
@@ -148,7 +151,8 @@ class TeleopNode(RlcoLifecycleNode):
     def _diagnose(self) -> None:
         health = self._device.health(time.monotonic_ns())
         level = DiagnosticStatus.WARN if health.complaint else DiagnosticStatus.OK
-        values = {"device": self._device_name, "held": self._operator.held, **health.values}
+        values = {"device": self._device_name, "held": self._operator.held, "readers": self._operator.readers,
+                  **health.values}
         message = health.complaint or ("held" if self._operator.held else "released")
         self._diagnostics.publish(diagnostics(self, "teleop", level, message, values))
 
