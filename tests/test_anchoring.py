@@ -74,6 +74,17 @@ def test_replay_prefers_what_the_critic_did_not_expect(policy):
     assert unexpected == pytest.approx(2 / (2 + LEAST_PRIORITY), abs=0.02)
 
 
+def test_priorities_are_about_success_also_where_the_critic_learns_shaped_rewards(policy):
+    """Such a critic expects the potential less."""
+    goal, shaping = (0.6, 0.0, 0.0), 0.5
+    seen = replace(episode(policy, 8, value=0.3), places=[torch.tensor((x, 0.0, 0.0, *goal)) for x in (0.5, 0.55)])
+    expects_less = replace(seen, values=[torch.tensor(0.3), torch.tensor(0.3 - shaping * 0.5)])
+    plain, corrected = SuccessReplay(10), SuccessReplay(10)
+    plain.add([seen], HORIZON)
+    corrected.add([expects_less], HORIZON, shaping)
+    torch.testing.assert_close(plain.state()["priority"], corrected.state()["priority"])
+
+
 def test_replay_starts_with_the_demonstrations_and_successes_displace_them(policy, tiny_datasets, contract):
     demos = load_demos(tiny_datasets["sim"], contract, 64)
     replay = SuccessReplay(demos.frames)

@@ -16,7 +16,7 @@ from rlco_sim_bridge.twin import Twin
 from rlco_trainer.config import PlacesConfig, ReplayConfig, StageTwoConfig
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.places import PlaceBatch, Places, place_loss
-from rlco_trainer.rollout import open_pool, run_episodes
+from rlco_trainer.rollout import Episode, open_pool, progress, run_episodes
 from rlco_trainer.stage2 import train_stage2
 from rlco_trainer.updates import acting_weights, replay_step
 
@@ -62,6 +62,8 @@ def test_a_pool_tells_where_a_pushed_object_has_gone(contract):
     assert np.linalg.norm(moved[:3] - first[:3]) > 0.03
     np.testing.assert_allclose(moved[:3], state.objects[state.named].position, atol=1e-6)
     np.testing.assert_allclose(moved[3:], first[3:], atol=1e-6)
+    way = Episode(SEEDS[0], "push", places=[torch.from_numpy(places) for places in (first, moved)])
+    assert progress(way)[0] == 0 and progress(way)[1] > 0.5
 
 
 def test_a_sampled_episode_holds_the_place_of_every_decision(episodes):

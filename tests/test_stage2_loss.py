@@ -1,5 +1,7 @@
 """The total loss of Stage II (paper, eq. 5): every term's gradient reaches the weights, whatever the accumulation."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from rlco_policy.interface import ObsBatch
 from rlco_trainer.batches import sft_batch, sft_loss, slices
 from rlco_trainer.config import PpoConfig, StageTwoConfig
 from rlco_trainer.dataset.reader import DemoBatch
-from rlco_trainer.ppo import RlBatch, explained_variance, generalized_advantages, joint_logprob, rl_loss, total_loss
+from rlco_trainer.ppo import RlBatch, explained_variance, generalized_advantages, joint_logprob, rl_loss, shaped, total_loss
+from rlco_trainer.rollout import Episode, collate, progress
 from rlco_trainer.updates import make_optimizer, update_step
 
 POLICIES = ("compact_flow", "compact_token")
@@ -149,6 +152,46 @@ def test_advantages_against_the_definition():
     advantages, returns = generalized_advantages(rewards, values, gamma, lam)
     assert advantages.tolist() == pytest.approx(expected)
     assert returns.tolist() == pytest.approx([a + v for a, v in zip(expected, values.tolist(), strict=True)])
+
+
+def test_shaping_takes_the_potential_of_its_start_from_every_return():
+    """Whatever came between, so no other policy becomes the best one (Ng et al. 1999)."""
+    rewards, potential, gamma = torch.tensor([0.0, 0.0, 1.0]), torch.tensor([0.1, 0.6, 0.3]), 0.9
+
+    def returns(rewards):
+        return [sum(gamma**k * float(rewards[t + k]) for k in range(3 - t)) for t in range(3)]
+
+    got = shaped(rewards, potential, gamma)
+    assert got[0] == pytest.approx(0.9 * 0.6 - 0.1), "progress is rewarded at once"
+    assert returns(got) == pytest.approx([r - float(p) for r, p in zip(returns(rewards), potential, strict=True)])
+
+
+def sampled_episode(places, success: bool) -> Episode:
+    count = len(places)
+    return Episode(0, "push the red cube", success, steps=4 * count, inputs=[{"x": torch.zeros(1)}] * count,
+                   traces=[{"y": torch.zeros(1)}] * count, logprobs=[torch.zeros(4, 7)] * count,
+                   values=[torch.tensor(0.25)] * count, rewards=[0.0] * (count - 1) + [float(success)],
+                   places=[torch.tensor(place) for place in places])
+
+
+def test_progress_is_the_share_of_the_way_that_is_done():
+    goal = (0.6, 0.1, 0.0)
+    places = [(0.5, 0.1, 0.0, *goal), (0.55, 0.1, 0.0, *goal), (0.4, 0.1, 0.0, *goal), (0.6, 0.1, 0.0, *goal)]
+    assert progress(sampled_episode(places, False)).tolist() == pytest.approx([0.0, 0.5, 0.0, 1.0], abs=1e-5)
+    assert progress(sampled_episode([(*goal, *goal)] * 2, False)).tolist() == [1.0, 1.0], "it began at its goal"
+
+
+def test_with_shaping_a_failure_that_got_somewhere_is_told_apart_step_by_step():
+    goal = (0.6, 0.0, 0.0)
+    moved = sampled_episode([(0.5, 0.0, 0.0, *goal), (0.58, 0.0, 0.0, *goal)], False)
+    still = sampled_episode([(0.5, 0.0, 0.0, *goal)] * 2, False)
+    config = PpoConfig(gamma=1.0, gae_lambda=0.0)
+    plain, with_it = collate([moved, still], config), collate([moved, still], replace(config, shaping=0.5))
+    assert plain.advantage[0] == plain.advantage[2]
+    assert with_it.advantage[0] > with_it.advantage[2]
+    assert with_it.returns.tolist() == pytest.approx([0.25 + 0.4, -0.4, 0.25, 0.0]), "one-step returns"
+    with pytest.raises(ValueError, match="shaping must not be negative"):
+        PpoConfig(shaping=-1.0)
 
 
 def test_beta_without_real_data_is_refused():

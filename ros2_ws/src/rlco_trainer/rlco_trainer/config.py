@@ -71,6 +71,7 @@ class PpoConfig:
     level: Literal["chunk", "action"] = "chunk"
     gamma: float = 0.99
     gae_lambda: float = 0.95
+    shaping: float = 0.0
     clip: float = 0.2
     value_clip: float = 0.2
     huber_delta: float = 1.0
@@ -83,6 +84,8 @@ class PpoConfig:
     def __post_init__(self):
         if not (0 < self.gamma <= 1 and 0 <= self.gae_lambda <= 1):
             raise ValueError("gamma must be in (0, 1], gae_lambda in [0, 1]")
+        if self.shaping < 0:
+            raise ValueError(f"ppo.shaping must not be negative, got {self.shaping}")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,15 @@ def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: f
     return advantages, advantages + values
 
 
+def shaped(rewards: Tensor, potential: Tensor, gamma: float) -> Tensor:
+    """Rewards [T] of one finished episode plus gamma * potential after the step - potential [T] before it, 0 at the end.
+
+    Potential-based shaping (Ng et al. 1999) leaves the best policy what it is: every return falls by the potential of the
+    state it starts from, whatever is done there. It only tells earlier which actions led on.
+    """
+    return rewards + gamma * torch.cat([potential[1:], potential.new_zeros(1)]) - potential
+
+
 def joint_logprob(logprob: Tensor, level: Literal["chunk", "action"]) -> Tensor:
     """[B, chunk, A] -> log-probability [B, 1] of the chunk, or [B, chunk] of each action in it."""
     return logprob.sum((1, 2)).unsqueeze(1) if level == "chunk" else logprob.sum(2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlco_policy.interface import ModelInputs, VLAPolicy
 from rlco_trainer.batches import SftBatch, newest, rows, sft_batch, stacked
 from rlco_trainer.dataset.reader import DemoSet
-from rlco_trainer.rollout import Episode
+from rlco_trainer.rollout import Episode, progress
 
 LEAST_PRIORITY = 0.05
 
@@ -47,9 +47,9 @@ class SuccessReplay:
         batch = sft_batch(policy, demos.every_frame(policy.spec.horizon), torch.Generator(), augment=False)
         self._keep([_Chunks(batch.inputs, batch.actions, batch.valid, torch.ones(len(batch)))])
 
-    def add(self, episodes: list[Episode], horizon: int) -> None:
-        """Keep the successful ones among sampled episodes."""
-        self._keep([_chunks_of(episode, horizon) for episode in episodes if episode.success])
+    def add(self, episodes: list[Episode], horizon: int, shaping: float = 0.0) -> None:
+        """Keep the successful ones among sampled episodes. shaping: as the critic's rewards have it."""
+        self._keep([_chunks_of(episode, horizon, shaping) for episode in episodes if episode.success])
 
     def _keep(self, parts: list[_Chunks]) -> None:
         if not parts:
@@ -73,12 +73,15 @@ class SuccessReplay:
         self._chunks = None if state is None else _Chunks(**state)
 
 
-def _chunks_of(episode: Episode, horizon: int) -> _Chunks:
-    """Decision t is shown what was carried out from then on, up to `horizon` ticks or the episode's end."""
+def _chunks_of(episode: Episode, horizon: int, shaping: float) -> _Chunks:
+    """Decision t is shown what was carried out from then on, up to `horizon` ticks or the episode's end.
+
+    A critic of shaped rewards expects the potential less (ppo.shaped), which is given back: priorities are about success.
+    """
     chunk = len(episode.actions[0])
     ticks = torch.cat(episode.actions)[: episode.steps]
     step = chunk * torch.arange(len(episode.actions))[:, None] + torch.arange(horizon)
-    values = torch.stack(episode.values)
+    values = torch.stack(episode.values) + (shaping * progress(episode) if shaping else 0.0)
     return _Chunks(
         stacked(episode.inputs),
         ticks[step.clamp(max=episode.steps - 1)], step < episode.steps, (1 - values).clamp(min=LEAST_PRIORITY),

@@ -16,7 +16,7 @@ from rlco_sim_bridge.scenes import Backend, ScenePool, open_scenes
 from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_trainer.batches import rows, stacked
 from rlco_trainer.config import PpoConfig
-from rlco_trainer.ppo import RlBatch, generalized_advantages, joint_logprob
+from rlco_trainer.ppo import RlBatch, generalized_advantages, joint_logprob, shaped
 
 
 @dataclass
@@ -122,12 +122,21 @@ def _decide(policy, observations, active, running, generator) -> np.ndarray:
     return sampled.actions.cpu().numpy()
 
 
+def progress(episode: Episode) -> Tensor:
+    """[chunk] in [0, 1]: how much of the named object's way to its goal was done when each decision was made."""
+    places = torch.stack(episode.places)
+    left = (places[:, :3] - places[:, 3:]).norm(dim=1)
+    return (1 - left / left[0].clamp(min=1e-6)).clamp(0, 1)
+
+
 def collate(episodes: list[Episode], config: PpoConfig) -> RlBatch:
     """Turn sampled episodes into one RlBatch with advantages normalised over all of it (mean 0, std 1)."""
     advantages, returns = [], []
     for episode in episodes:
-        pair = generalized_advantages(torch.tensor(episode.rewards), torch.stack(episode.values),
-                                      config.gamma, config.gae_lambda)
+        rewards = torch.tensor(episode.rewards)
+        if config.shaping:
+            rewards = shaped(rewards, config.shaping * progress(episode), config.gamma)
+        pair = generalized_advantages(rewards, torch.stack(episode.values), config.gamma, config.gae_lambda)
         advantages.append(pair[0])
         returns.append(pair[1])
     advantage = torch.cat(advantages)

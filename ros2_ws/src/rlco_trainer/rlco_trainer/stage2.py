@@ -162,7 +162,7 @@ class StageTwo:
         episodes = self.peers.gather(mine)
         seconds = time.monotonic() - started
         if config.replay.updates and config.replay.successes:
-            self.replay.add(episodes, self.policy.spec.horizon)
+            self.replay.add(episodes, self.policy.spec.horizon, config.ppo.shaping)
         if self.places is not None:
             self.places.add(episodes)
         rates = torch.tensor([float(episode.success) for episode in episodes])
