@@ -11,7 +11,7 @@ from test_stage2_loss import real_batch, synthetic_rollout
 from test_training import stage1_config, stage2_config
 
 from rlco_policy.checkpoint import load_policy
-from rlco_trainer.config import PlacesConfig, ReplayConfig, StageTwoConfig
+from rlco_trainer.config import PlacesConfig, PpoConfig, ReplayConfig, StageTwoConfig
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.peers import Peers
 from rlco_trainer.places import PlaceBatch, Places
@@ -75,12 +75,14 @@ def test_stage2_updates_on_two_processes_equal_one(tmp_path):
 
 
 @pytest.mark.long
-def test_stage2_on_two_processes_shares_the_episodes(tiny_datasets, untrained, tmp_path):
-    config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", iterations=1)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_stage2_on_two_processes_shares_the_episodes(tiny_datasets, untrained, tmp_path, overlap):
+    config = stage2_config(tiny_datasets, untrained["compact_flow"], tmp_path / "run", iterations=2, overlap=overlap,
+                           ppo=PpoConfig(minibatch_size=8, surrogate_weight=0.0 if overlap else 1.0))
     torchrun(2, "-m", "rlco_trainer.cli", "train", "stage2", written(config, tmp_path / "run.yaml"))
     row = read_metrics(config.out / "metrics.jsonl")[-1]
     assert row["rollout/steps"] == pytest.approx(config.episodes * row["rollout/episode_steps"])
-    assert json.loads((config.out / "policy" / "policy.json").read_text())["lineage"]["step"] == 1
+    assert json.loads((config.out / "policy" / "policy.json").read_text())["lineage"]["step"] == 2
 
 
 if __name__ == "__main__":
