@@ -308,8 +308,8 @@ class ManiSkillPpo:
 
     @torch.no_grad()
     def success(self, pool) -> float:
-        """Of the mean action, measured in its own environments on the seeds that the other sides are measured on; on the first 20
-        alone if none of these succeeds."""
+        """Of the mean action, measured in its own environments on the seeds that the other sides are measured on; on the first
+        20 alone if none of these succeeds."""
         successes = 0
         for first in range(0, MEASURED, PROCESSES):
             if first == 20 and not successes:
