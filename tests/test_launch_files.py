@@ -325,6 +325,7 @@ def programs(tmp_path, monkeypatch):
         return prefix
 
     monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "log"))
+    monkeypatch.setenv("WAITING", str(tmp_path / "waiting"))
     return install
 
 
@@ -340,12 +341,14 @@ def note(number, frame):
     raise SystemExit(0)
 signal.signal(signal.SIGINT, note)
 print('waiting', os.getpid(), flush=True)
+open(os.environ['WAITING'], 'w').close()
 time.sleep(60)
 """
+ONCE_THE_OTHER_WAITS = "while not os.path.exists(os.environ['WAITING']): time.sleep(0.02)\n"
 
 
 def test_a_node_that_fails_ends_the_run_with_its_status_and_last_words(programs, tmp_path, capsys):
-    programs(waits=WAITS, dies="time.sleep(0.5); print('my last words'); raise SystemExit(3)")
+    programs(waits=WAITS, dies=ONCE_THE_OTHER_WAITS + "print('my last words'); raise SystemExit(3)")
     started = time.monotonic()
     status = main(["up", write(tmp_path, "<node pkg='things' exec='waits'/><node pkg='things' exec='dies'/>")])
     out, error = capsys.readouterr()
@@ -368,7 +371,8 @@ def test_nodes_that_finish_end_the_run_when_all_have_or_when_the_file_says_so(pr
     assert main(["up", write(tmp_path, node.format("one") + node.format("two"))]) == 0
     out = capsys.readouterr().out
     assert "[short] one here" in out and "[short-2] two here" in out
-    ends = node.format("one").replace("args", "on_exit='shutdown' args")
+    programs(ends=ONCE_THE_OTHER_WAITS)
+    ends = "<node pkg='things' exec='ends' on_exit='shutdown'/>"
     assert main(["up", write(tmp_path, ends + "<node pkg='things' exec='waits'/>")]) == 0
     assert "[waits] got SIGINT" in capsys.readouterr().out
 
