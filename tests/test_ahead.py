@@ -47,7 +47,7 @@ def test_the_copy_acts_like_the_policy_and_shares_what_does_not_train(name):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(weights(ahead.policy), before)
     assert not torch.equal(sampled(ahead.policy), sampled(policy))
-    ahead.take(WeightAverage(policy, 0.0))
+    ahead.take(WeightAverage(policy, 0.0).values)
     assert torch.equal(sampled(ahead.policy), sampled(policy))
 
 

@@ -5,11 +5,10 @@ import threading
 import time
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from rlco_policy.interface import VLAPolicy
-from rlco_trainer.averaging import WeightAverage
+from rlco_trainer.averaging import overwrite, trained_weights
 from rlco_trainer.rollout import Episode
 
 type RollOut = Callable[[VLAPolicy, Callable[[], bool]], list[Episode]]
@@ -26,7 +25,7 @@ class RolloutsAhead:
     def __init__(self, policy: VLAPolicy):
         fixed = [tensor for tensor in (*policy.parameters(), *policy.buffers()) if not tensor.requires_grad]
         self.policy = copy.deepcopy(policy, {id(tensor): tensor for tensor in fixed})
-        self._weights = [weight for group in self.policy.param_groups().values() for weight in group]
+        self._weights = trained_weights(self.policy)
         self._thread: threading.Thread | None = None
         self._cancelled = False
 
@@ -35,9 +34,9 @@ class RolloutsAhead:
         """Whether rollouts were started whose result nobody has taken."""
         return self._thread is not None
 
-    def take(self, average: WeightAverage) -> None:
-        """Act with the average as it is now. Not while rollouts are under way."""
-        average.copy_to(self._weights)
+    def take(self, weights: list[Tensor]) -> None:
+        """Act with these from now on, in the order of trained_weights. Not while rollouts are under way."""
+        overwrite(self._weights, weights)
 
     def start(self, roll_out: RollOut) -> None:
         """Begin rollouts with the copy, in the thread."""
@@ -82,8 +81,3 @@ class RolloutsAhead:
     def state(self) -> list[Tensor]:
         """For the run's checkpoint: the weights that made the rollouts under way, or will make the next ones."""
         return [weight.detach() for weight in self._weights]
-
-    @torch.no_grad()
-    def restore(self, state: list[Tensor]) -> None:
-        for weight, saved in zip(self._weights, state, strict=True):
-            weight.copy_(saved)

@@ -17,7 +17,7 @@ class WeightAverage:
 
     def __init__(self, policy: VLAPolicy, decay: float):
         self.decay, self.updates = decay, 0
-        self._weights = [parameter for group in policy.param_groups().values() for parameter in group]
+        self._weights = trained_weights(policy)
         self._average = [weight.detach().clone() for weight in self._weights] if decay else []
 
     @torch.no_grad()
@@ -27,11 +27,10 @@ class WeightAverage:
         for average, weight in zip(self._average, self._weights, strict=bool(self.decay)):
             average.lerp_(weight, 1 - decay)
 
-    @torch.no_grad()
-    def copy_to(self, weights: list[Tensor]) -> None:
-        """Write the average into the weights of another copy of the policy, given in the order of its param_groups."""
-        for weight, average in zip(weights, self._average or self._weights, strict=True):
-            weight.copy_(average)
+    @property
+    def values(self) -> list[Tensor]:
+        """The average as it is now, in the order of trained_weights."""
+        return self._average or self._weights
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -54,5 +53,16 @@ class WeightAverage:
 
     def restore(self, state: dict[str, int | list[Tensor]]) -> None:
         self.updates = state["updates"]
-        for average, saved in zip(self._average, state["average"], strict=True):
-            average.copy_(saved)
+        overwrite(self._average, state["average"])
+
+
+def trained_weights(policy: VLAPolicy) -> list[torch.nn.Parameter]:
+    """Everything that trains, group by group."""
+    return [parameter for group in policy.param_groups().values() for parameter in group]
+
+
+@torch.no_grad()
+def overwrite(tensors: list[Tensor], values: list[Tensor]) -> None:
+    """Copy each value into the tensor in its place."""
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)

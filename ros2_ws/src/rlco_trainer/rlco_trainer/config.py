@@ -64,7 +64,8 @@ class PpoConfig:
     """PPO (Schulman et al. 2017) on action chunks. gamma and gae_lambda are per chunk, as in the reference release.
 
     surrogate_weight: of the clipped surrogate; 0 trains the critic alone. level: what the ratio is taken over, the chunk
-    (the reference's choice) or each action of it. target_kl: an iteration's surrogate steps end above it.
+    (the reference's choice) or each action of it. target_kl: an iteration's surrogate steps end above it. shaping: weight of
+    the potential in the reward, how much of the named object's way to its goal is done (ppo.shaped); 0 = success alone.
     """
 
     surrogate_weight: float = 1.0

@@ -148,10 +148,11 @@ def _try_iteration(config: StageTwoConfig, contract: Contract) -> tuple[float, b
             by_episode = _seconds(lambda: run.collect(pool)) + _seconds(lambda: run.ppo_phase(rollout))
             fixed = _seconds(run.replay_phase) + _seconds(run.monitor)
             measured = _seconds(lambda: run.measure(pool)) * config.measure_episodes / episodes
-    iteration = factor * by_episode + fixed
+    episodes_s = factor * by_episode
+    iteration = episodes_s + fixed
     if config.overlap:
-        processor = config.workers * factor * by_episode + config.threads * fixed
-        iteration = max(factor * by_episode, fixed, processor / os.cpu_count())
+        processor = config.workers * episodes_s + config.threads * fixed
+        iteration = max(episodes_s, fixed, processor / os.cpu_count())
     whole = config.iterations * (iteration + measured / config.measure_every) + measured
     if config.time_limit_s:
         whole = min(whole, config.time_limit_s + measured)

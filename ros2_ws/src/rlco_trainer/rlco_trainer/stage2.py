@@ -107,10 +107,8 @@ class StageTwo:
             self.places.restore(extra["places"])
         self.anchor.restore(extra["anchor"])
         self.average.restore(extra["average"])
-        if self.ahead is not None and "ahead" in extra:
-            self.ahead.restore(extra["ahead"])
-        elif self.ahead is not None:        # the run did without until now
-            self.ahead.take(self.average)
+        if self.ahead is not None:      # a run that did without until now has none of its own
+            self.ahead.take(extra.get("ahead", self.average.values))
         self.step, self.success, self.elapsed_s = state["step"], extra["success"], extra["elapsed_s"]
 
     def save(self) -> None:
@@ -156,7 +154,7 @@ class StageTwo:
             if not self.ahead.under_way:
                 self._start_ahead(pool, self.step)
             mine, took = self.ahead.result()
-            self.ahead.take(self.average)
+            self.ahead.take(self.average.values)
             if ahead:
                 self._start_ahead(pool, self.step + 1)
         episodes = self.peers.gather(mine)
