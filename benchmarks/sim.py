@@ -130,6 +130,13 @@ def cpu_seconds(pids) -> float:
     return used
 
 
+def measured(pids, work) -> tuple:
+    """(what `work` returns, seconds, processor seconds of the processes and this one)."""
+    started, used = time.perf_counter(), cpu_seconds(pids)
+    result = work()
+    return result, time.perf_counter() - started, cpu_seconds(pids) - used
+
+
 def in_turns(sides: dict, repetitions: int, seconds: float) -> dict[str, dict[str, list[float]]]:
     """side -> {"per_s": control steps per second, "per_cpu_s": per second of processor time}, the sides taking turns."""
     rng, speeds = np.random.default_rng(0), {name: {"per_s": [], "per_cpu_s": []} for name in sides}
@@ -137,10 +144,9 @@ def in_turns(sides: dict, repetitions: int, seconds: float) -> dict[str, dict[st
         side.run(0.2 * seconds, rng)
     for _ in range(repetitions):
         for name, side in sides.items():
-            start, used = time.perf_counter(), cpu_seconds(side.pids)
-            steps = side.run(seconds, rng)
-            speeds[name]["per_s"].append(steps / (time.perf_counter() - start))
-            speeds[name]["per_cpu_s"].append(steps / (cpu_seconds(side.pids) - used))
+            steps, took, used = measured(side.pids, lambda side=side: side.run(seconds, rng))
+            speeds[name]["per_s"].append(steps / took)
+            speeds[name]["per_cpu_s"].append(steps / used)
     return speeds
 
 

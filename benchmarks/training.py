@@ -33,7 +33,7 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 import torch
-from sim import PROCESSES, MakeStock, cpu_seconds, spread, stock_name
+from sim import PROCESSES, MakeStock, measured, spread, stock_name
 from torch import nn
 
 from rlco_common.contract import Contract, load_contract
@@ -375,10 +375,9 @@ def throughput(sides: dict, turns: int) -> dict:
     for turn in range(turns):
         for name, side in sides.items():
             torch.set_num_threads(side.threads)
-            started, used = time.perf_counter(), cpu_seconds(side.pids)
-            steps = side.turn()
-            speeds[name]["per_s"].append(steps / (time.perf_counter() - started))
-            speeds[name]["per_cpu_s"].append(steps / (cpu_seconds(side.pids) - used))
+            steps, took, used = measured(side.pids, side.turn)
+            speeds[name]["per_s"].append(steps / took)
+            speeds[name]["per_cpu_s"].append(steps / used)
             print(f"turn {turn + 1}/{turns} {name:10s} {speeds[name]['per_s'][-1]:7.1f} steps/s", flush=True)
     print(f"\n{'side':10s} | control steps/s (min / median / max) | ours is faster by time | by processor time")
     for name, speed in speeds.items():
@@ -396,10 +395,8 @@ def race(sides: dict, pool, minutes: float, target: float) -> dict:
         torch.set_num_threads(side.threads)
         spent, used, steps, curve = 0.0, 0.0, 0, [(0.0, 0.0, 0, side.success(pool))]
         while spent < 60 * minutes and curve[-1][-1] < target:
-            started, cpu = time.perf_counter(), cpu_seconds(side.pids)
-            steps += side.turn()
-            spent += time.perf_counter() - started
-            used += cpu_seconds(side.pids) - cpu
+            totals = zip((steps, spent, used), measured(side.pids, side.turn), strict=True)
+            steps, spent, used = (total + more for total, more in totals)
             if spent - curve[-1][0] > max(min(60.0, 6 * minutes), spent / 5):       # a slow side is measured less often
                 curve.append((spent, used, steps, side.success(pool)))
                 print(f"{name:10s} {spent:6.0f} s ({used:6.0f} s of processors) {steps:8d} steps  success {curve[-1][-1]:.0%}",
