@@ -110,20 +110,25 @@ class TeleopNode(RlcoLifecycleNode):
             self._answer_tick()
 
     def _on_start(self, request, response):
-        if not self._endpoints:
-            response.success, response.message = False, "the teleop node is not active"
-            return response
-        if self._lockstep and self._seed < 0:
-            response.success, response.message = False, f"no episode was announced on {EVENT_TOPIC} yet; reset the simulation"
-            return response
-        if self._lockstep and not self._operator.readers:       # the tick's only twist would be lost, and time stand still
-            response.success, response.message = False, f"nobody reads {topics.TELEOP_TWIST} yet; is the gate up?"
+        reason = self._refusal()
+        if reason:
+            response.success, response.message = False, reason
             return response
         self._device.begin(self._seed)
         response.success, response.message = True, f"operating, seed {self._seed}"
         if self._lockstep:
             self._answer_tick()
         return response
+
+    def _refusal(self) -> str:
+        """Why the device cannot begin to operate now; "" when it can."""
+        if not self._endpoints:
+            return "the teleop node is not active"
+        if self._lockstep and self._seed < 0:
+            return f"no episode was announced on {EVENT_TOPIC} yet; reset the simulation"
+        if self._lockstep and not self._operator.readers:       # the tick's only twist would be lost, and time stand still
+            return f"nobody reads {topics.TELEOP_TWIST} yet; is the gate up?"
+        return ""
 
     def _on_stop(self, request, response):
         if self._device is not None:
