@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 from policies import CONFIGS, make_policy, weights
-from test_training import same_weights, stage2_config
+from test_training import same_weights, stage2_config, whole_and_resumed
 
 from rlco_common.errors import TwinError
 from rlco_common.seeds import RL
@@ -79,10 +79,7 @@ def test_rollouts_are_made_by_the_average_from_before_the_update_beside_them(tin
 @pytest.mark.long
 def test_stage2_with_overlap_resumed_equals_uninterrupted(tiny_datasets, untrained, tmp_path, contract):
     start = untrained["compact_flow"]
-    whole = train_stage2(overlapping(tiny_datasets, start, tmp_path / "whole"), quiet=True)
-    config = overlapping(tiny_datasets, start, tmp_path / "cut")
-    train_stage2(config, stop_after=2, quiet=True)
-    resumed = train_stage2(config, quiet=True)
+    whole, resumed = whole_and_resumed(lambda out: overlapping(tiny_datasets, start, out), tmp_path)
     assert same_weights(whole, resumed, contract)
     assert not same_weights(start, resumed, contract)
     rows = [[row["rollout/episode_steps"], row["replay/loss"], row["places/loss"]]

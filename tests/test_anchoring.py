@@ -8,7 +8,7 @@ import pytest
 import torch
 from policies import make_policy
 from test_stage2_loss import real_batch, synthetic_rollout
-from test_training import same_weights, stage1_config, stage2_config
+from test_training import same_weights, stage1_config, stage2_config, whole_and_resumed
 
 from rlco_common.errors import DataError, TrainingError
 from rlco_trainer.averaging import WeightAverage
@@ -20,7 +20,7 @@ from rlco_trainer.ppo import total_loss
 from rlco_trainer.replay import LEAST_PRIORITY, SuccessReplay
 from rlco_trainer.rollout import Episode, run_episodes
 from rlco_trainer.stage1 import train_stage1
-from rlco_trainer.stage2 import StageTwo, train_stage2
+from rlco_trainer.stage2 import StageTwo
 from rlco_trainer.updates import learning_rate_factor, make_optimizer, replay_step, update_step
 
 HORIZON, CHUNK, DIM = 8, 4, 7
@@ -236,10 +236,7 @@ def test_with_replay_and_control_a_resumed_run_equals_an_uninterrupted_one(tiny_
     start = untrained["compact_flow"]
     settings = {"replay": ReplayConfig(updates=2, batch_size=8, min_size=1), "beta_control": BetaControl(low=0.5, high=0.6),
                 "cosine_every": 1, "critic_warmup": 0, "ema": 0.9}
-    whole = train_stage2(stage2_config(tiny_datasets, start, tmp_path / "whole", **settings), quiet=True)
-    config = stage2_config(tiny_datasets, start, tmp_path / "cut", **settings)
-    train_stage2(config, stop_after=2, quiet=True)
-    resumed = train_stage2(config, quiet=True)
+    whole, resumed = whole_and_resumed(lambda out: stage2_config(tiny_datasets, start, out, **settings), tmp_path)
     assert same_weights(whole, resumed, contract)
     rows = [read_metrics(tmp_path / run / "metrics.jsonl") for run in ("whole", "cut")]
     assert [row["real/beta"] for row in rows[0]] == [row["real/beta"] for row in rows[1]]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from policies import CONFIGS, make_policy
 from test_stage2_loss import real_batch
-from test_training import same_weights, stage2_config
+from test_training import same_weights, stage2_config, whole_and_resumed
 
 from rlco_common.errors import TrainingError
 from rlco_common.seeds import SELECTION
@@ -142,10 +142,8 @@ def with_places(tiny_datasets, start, out, **changes):
 
 def test_stage2_resumes_with_places_to_the_last_bit(tiny_datasets, untrained, tmp_path, contract):
     start = untrained["compact_flow"]
-    whole = train_stage2(with_places(tiny_datasets, start, tmp_path / "whole"), quiet=True)
-    config = with_places(tiny_datasets, start, tmp_path / "cut")
-    train_stage2(config, stop_after=2, quiet=True)
-    assert same_weights(whole, train_stage2(config, quiet=True), contract)
+    whole, resumed = whole_and_resumed(lambda out: with_places(tiny_datasets, start, out), tmp_path)
+    assert same_weights(whole, resumed, contract)
     without = train_stage2(with_places(tiny_datasets, start, tmp_path / "without", places=PlacesConfig()), quiet=True)
     assert not same_weights(whole, without, contract)
     errors = [row["places/error_cm"] for row in read_metrics(tmp_path / "cut" / "metrics.jsonl") if "places/error_cm" in row]

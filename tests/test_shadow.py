@@ -127,10 +127,6 @@ def operated_beside_a_shadow(checkpoint, out):
     return bag, live
 
 
-def scored_ticks(live) -> int:
-    return int(sum(value for key, value in live.items() if key.endswith(".ticks")))
-
-
 @pytest.mark.long
 def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_trained, ros_domain, tmp_path):
     """The operator drives the stand-in in lock step; the policy node in shadow mode reports what `rlco shadow` finds later.
@@ -141,11 +137,11 @@ def test_live_and_from_the_bag_the_error_is_the_same_and_nothing_moves(briefly_t
     for attempt in range(3):
         bag, live = operated_beside_a_shadow(briefly_trained, tmp_path / f"bags_{attempt}")
         [episode] = operated(CONTRACT, bag, policy.spec.image_size)
-        if scored_ticks(live) >= len(episode.actions) - 2:
+        scored = int(sum(value for key, value in live.items() if key.endswith(".ticks")))
+        if scored >= len(episode.actions) - 2:
             break
     result = shadow_episode(policy, episode)
     expected = ErrorTable()
-    scored = scored_ticks(live)
     assert scored >= len(episode.actions) - 2, "the last tick is complete only with a command after it"
     first = len(episode.actions) - 1 - scored if len(episode.actions) - 1 > scored else 0
     for tick in range(first, first + scored):

@@ -42,6 +42,14 @@ def same_weights(a, b, contract) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+def whole_and_resumed(config_of, tmp_path):
+    """Policies of a Stage II run, `whole`, and of the same run stopped after two iterations and resumed, `cut`."""
+    whole = train_stage2(config_of(tmp_path / "whole"), quiet=True)
+    config = config_of(tmp_path / "cut")
+    train_stage2(config, stop_after=2, quiet=True)
+    return whole, train_stage2(config, quiet=True)
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_stage1_resumed_equals_uninterrupted(tiny_datasets, tmp_path, contract, policy):
     whole = train_stage1(stage1_config(tiny_datasets, tmp_path / "whole", policy), quiet=True)
@@ -58,10 +66,7 @@ def test_stage1_resumed_equals_uninterrupted(tiny_datasets, tmp_path, contract, 
 
 def test_stage2_resumed_equals_uninterrupted(tiny_datasets, untrained, tmp_path, contract):
     start = untrained["compact_flow"]
-    whole = train_stage2(stage2_config(tiny_datasets, start, tmp_path / "whole"), quiet=True)
-    config = stage2_config(tiny_datasets, start, tmp_path / "cut")
-    train_stage2(config, stop_after=2, quiet=True)
-    resumed = train_stage2(config, quiet=True)
+    whole, resumed = whole_and_resumed(lambda out: stage2_config(tiny_datasets, start, out), tmp_path)
     assert same_weights(whole, resumed, contract)
     assert not same_weights(start, resumed, contract)
     rows = read_metrics(tmp_path / "cut" / "metrics.jsonl")
