@@ -18,6 +18,7 @@ _MIN_INTERVALS = 20             # to learn a period from
 _FASTER = 0.8                   # a stream this much faster than what was learned is learned anew
 _MOST_AGE_MS = 10_000           # ages are counted by the millisecond up to here
 FLOOR_QUANTILE = 0.1            # the age without the load of the machine
+FLOOR_COUNT = 5                 # of fewer messages all may have met that load
 
 
 @dataclass(frozen=True)
@@ -118,8 +119,8 @@ class Tally:
 
     @property
     def floor_s(self) -> float | None:
-        """The age that a message has without the load of the machine; None without ages."""
-        return self._age_quantile(FLOOR_QUANTILE)
+        """The age that a message has without the load of the machine; None with fewer than FLOOR_COUNT ages."""
+        return self._age_quantile(FLOOR_QUANTILE) if self._ages.total() >= FLOOR_COUNT else None
 
     def score(self, spec: StreamSpec, **more) -> StreamScore:
         known = self._period_s is not None
