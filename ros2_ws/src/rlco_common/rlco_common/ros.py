@@ -6,6 +6,7 @@ The only module of this package that imports rclpy.
 import array
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -27,6 +28,7 @@ from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 from rlco_common.contract import Contract, contract_directory, load_contract
 from rlco_common.errors import DataError, RlcoError
 from rlco_common.pose import Pose
+from rlco_common.signals import InterruptHandler, signals_handled
 
 # Camera streams are reliable with a deep queue: best effort loses most large frames under load.
 CAMERA_QOS = QoSProfile(depth=30, reliability=ReliabilityPolicy.RELIABLE)
@@ -118,31 +120,41 @@ class RlcoLifecycleNode(LifecycleNode):
 
 
 def run_node(factory: Callable[[], Node], args=None) -> int:
-    """Node main: one SingleThreadedExecutor, clean shutdown on SIGINT and SIGTERM, named errors as one line."""
+    """Node main: one SingleThreadedExecutor, clean shutdown on SIGINT and SIGTERM, named errors as one line.
+
+    What a callback does is finished first; a second SIGINT interrupts it.
+    """
     prepare_environment()
-    node = None
+    interrupt = InterruptHandler()
+    with signals_handled((signal.SIGINT,), interrupt):
+        try:
+            rclpy.init(args=args)
+            interrupt.handled_elsewhere = True      # rclpy's own handler ends the context, and the executor with it
+            _spin(factory)
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass
+        except RCLError:
+            if rclpy.ok():
+                raise       # else a signal ended the context between two checks of the executor: an ordinary shutdown
+        except RlcoError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        finally:
+            rclpy.try_shutdown()
+    return 0
+
+
+def _spin(factory: Callable[[], Node]) -> None:
+    node = factory()
     try:
-        rclpy.init(args=args)
-        node = factory()
         executor = SingleThreadedExecutor()
         executor.add_node(node)
         executor.spin()
-    except (KeyboardInterrupt, ExternalShutdownException):
-        pass
-    except RCLError:
-        if rclpy.ok():
-            raise       # else a signal ended the context between two checks of the executor: an ordinary shutdown
-    except RlcoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     finally:
-        if node is not None:
-            close = getattr(node, "close", None)
-            if close is not None:
-                close()
-            node.destroy_node()
-        rclpy.try_shutdown()
-    return 0
+        close = getattr(node, "close", None)
+        if close is not None:
+            close()
+        node.destroy_node()
 
 
 def stamp_from_ns(nanoseconds: int) -> Time:

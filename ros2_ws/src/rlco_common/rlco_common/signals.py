@@ -7,11 +7,13 @@ threading.Event it waits for: Event.set() in a handler then waits for itself for
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 INTERRUPT_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 TERMINAL_SIGNALS = (*INTERRUPT_SIGNALS, signal.SIGHUP)      # also the end of the terminal
+INSIST_AFTER_S = 1.0        # Ctrl-C reaches a node twice, from the terminal and from its launcher
 
 
 @contextmanager
@@ -61,3 +63,22 @@ def stop_requested(numbers: tuple[signal.Signals, ...] = INTERRUPT_SIGNALS) -> I
             yield stop
     finally:
         stop._close()
+
+
+class InterruptHandler:
+    """Handler of SIGINT: raises KeyboardInterrupt, but not while something else ends the main loop at the first one.
+
+    An exception in the midst of foreign code may come out of it as another: rclpy makes a RuntimeError of one that meets the
+    conversion of a message. So with `handled_elsewhere` set it is raised only for who insists: INSIST_AFTER_S after the first.
+    """
+
+    def __init__(self):
+        self.handled_elsewhere = False
+        self._first_s: float | None = None
+
+    def __call__(self, *_) -> None:
+        now_s = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now_s
+        if not self.handled_elsewhere or now_s - self._first_s > INSIST_AFTER_S:
+            raise KeyboardInterrupt
