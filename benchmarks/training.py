@@ -87,18 +87,17 @@ class Ours:
         self.pids = pool.worker_pids
         self.threads = config.threads
         self.turn = self.watch.wrap("turn", self.turn)
-        actor = self.run.ahead.policy if self.run.ahead is not None else self.run.policy
+        actor = self.run.rollouts.policy
         actor.sample = self.watch.wrap("policy", actor.sample)
         for name, label in (("ppo_phase", "critic"), ("replay_phase", "replay update")):
             setattr(self.run, name, self.watch.wrap(label, getattr(self.run, name)))
 
     def turn(self) -> int:
         """Control steps of one iteration. Rollouts begun in it are waited for: the next side has the machine to itself."""
-        rollout, metrics = self.run.collect(self._pool, ahead=True)
+        rollout, metrics = self.run.collect(self._pool, more=True)
         self.run.update(rollout)
         self.run.step += 1
-        if self.run.ahead is not None:
-            self.run.ahead.wait()
+        self.run.rollouts.wait()
         return int(metrics["rollout/steps"])
 
     def shares(self) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -32,7 +33,8 @@ def overlapping(datasets, start, out, **changes):
 def test_the_copy_acts_like_the_policy_and_shares_what_does_not_train(name):
     policy = make_policy(name, CONFIGS[name]())
     policy.set_stage("rl")
-    ahead = RolloutsAhead(policy)
+    average = WeightAverage(policy, 0.0)
+    ahead = RolloutsAhead(policy, average)
     inputs = policy.example_inputs(2)
 
     def sampled(by):
@@ -47,7 +49,7 @@ def test_the_copy_acts_like_the_policy_and_shares_what_does_not_train(name):
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(weights(ahead.policy), before)
     assert not torch.equal(sampled(ahead.policy), sampled(policy))
-    ahead.take(WeightAverage(policy, 0.0).values)
+    ahead.restore(None)
     assert torch.equal(sampled(ahead.policy), sampled(policy))
 
 
@@ -65,7 +67,7 @@ def test_rollouts_are_made_by_the_average_from_before_the_update_beside_them(tin
         for step in range(3):
             with run.average.applied():
                 averages.append(weights(run.policy))
-            rollout, _ = run.collect(pool, ahead=step < 2)
+            rollout, _ = run.collect(pool, more=step < 2)
             run.update(rollout)
             run.step += 1
         run.close()
@@ -111,7 +113,7 @@ def test_what_ends_the_rollouts_ends_the_update_beside_them(tiny_datasets, untra
 
         monkeypatch.setattr(TwinPool, "step_chunks", killed)
         run.step = 1
-        run._start_ahead(pool, 1)
+        run.rollouts.start(partial(run.roll_out, pool), 1)
         started = time.monotonic()
         with pytest.raises(TwinError, match="died with signal SIGKILL"):
             run.update(rollout)
@@ -131,11 +133,11 @@ def test_rollouts_that_nobody_will_use_end_with_the_chunk(tiny_datasets, untrain
             return step_chunks(*arguments)
 
         monkeypatch.setattr(pool, "step_chunks", counted)
-        run._start_ahead(pool, 0)
+        run.rollouts.start(partial(run.roll_out, pool), 0)
         assert second.wait(60)
         run.close()
         ended = len(chunks)
-        assert not run.ahead.under_way
+        assert not run.rollouts.under_way
         time.sleep(0.3)
         assert len(chunks) == ended < 20
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from rlco_common.errors import TrainingError
 from rlco_common.seeds import RL, SELECTION
 from rlco_policy.checkpoint import load_policy, read_description, save_policy
 from rlco_policy.interface import VLAPolicy
-from rlco_trainer.ahead import RolloutsAhead
+from rlco_trainer.ahead import RolloutsAhead, RolloutsInTurns
 from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, slices
 from rlco_trainer.config import StageTwoConfig, roots, save_config
@@ -65,7 +66,8 @@ class StageTwo:
         places_head = self.places.head.parameters() if self.places is not None else ()
         self.replay_optimizer = adamw([*acting_weights(self.policy), *places_head], config.weight_decay, lr=config.replay.lr)
         self.average = WeightAverage(self.policy, config.ema)
-        self.ahead = RolloutsAhead(self.policy) if config.overlap else None
+        self.rollouts = (RolloutsAhead(self.policy, self.average) if config.overlap else
+                         RolloutsInTurns(self.policy, self._rollout_weights))
         self.anchor = BetaController(config.beta, config.beta_control)
         self.real: DemoSet | None = None
         self.held_out: DemoSet | None = None
@@ -107,8 +109,7 @@ class StageTwo:
             self.places.restore(extra["places"])
         self.anchor.restore(extra["anchor"])
         self.average.restore(extra["average"])
-        if self.ahead is not None:      # a run that did without until now has none of its own
-            self.ahead.take(extra.get("ahead", self.average.values))
+        self.rollouts.restore(extra.get("ahead"))
         self.step, self.success, self.elapsed_s = state["step"], extra["success"], extra["elapsed_s"]
 
     def save(self) -> None:
@@ -116,11 +117,10 @@ class StageTwo:
             return
         extra = {"success": self.success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
-                 "replay_updates": self.replay_updates, "average": self.average.state()}
+                 "replay_updates": self.replay_updates, "average": self.average.state(),
+                 "ahead": self.rollouts.state()}
         if self.places is not None:
             extra["places"] = self.places.state()
-        if self.ahead is not None:
-            extra["ahead"] = self.ahead.state()
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage, extra)
 
     def finish(self) -> Path:
@@ -133,30 +133,19 @@ class StageTwo:
 
     def measure(self, pool) -> float:
         """Deterministic success rate in the twin on seeds that are neither trained on nor evaluated on."""
-        if self.ahead is not None:
-            self.ahead.wait()
+        self.rollouts.wait()
         with self.average.applied():
             episodes = run_episodes(self.policy, pool, self.peers.share(list(SELECTION[: self.config.measure_episodes])))
         successes = self.peers.gather([episode.success for episode in episodes])
         return sum(successes) / len(successes)
 
-    def collect(self, pool, *, ahead: bool = False) -> tuple[RlBatch, dict[str, float]]:
+    def collect(self, pool, *, more: bool = False) -> tuple[RlBatch, dict[str, float]]:
         """One iteration's episodes, on seeds never seen before, each process its share; successes go to the replay.
 
-        ahead: with `overlap`, begin those of the next iteration.
+        more: another iteration follows; with `overlap` its episodes are begun.
         """
         config, started = self.config, time.monotonic()
-        if self.ahead is None:
-            with self._rollout_weights():
-                mine = self._roll_out(self.policy, pool, self.step)
-            took = time.monotonic() - started
-        else:
-            if not self.ahead.under_way:
-                self._start_ahead(pool, self.step)
-            mine, took = self.ahead.result()
-            self.ahead.take(self.average.values)
-            if ahead:
-                self._start_ahead(pool, self.step + 1)
+        mine, took = self.rollouts.next(partial(self.roll_out, pool), self.step, more=more)
         episodes = self.peers.gather(mine)
         seconds = time.monotonic() - started
         if config.replay.updates and config.replay.successes:
@@ -173,10 +162,7 @@ class StageTwo:
         }
         return collate(episodes, config.ppo), metrics
 
-    def _start_ahead(self, pool, step: int) -> None:
-        self.ahead.start(lambda policy, cancelled: self._roll_out(policy, pool, step, cancelled))
-
-    def _roll_out(self, policy: VLAPolicy, pool, step: int, cancelled: Callable[[], bool] = lambda: False) -> list[Episode]:
+    def roll_out(self, pool, policy: VLAPolicy, step: int, cancelled: Callable[[], bool]) -> list[Episode]:
         """This process's share of iteration `step`'s episodes; reads nothing that an update changes but `policy`."""
         config = self.config
         first = step * config.episodes + config.seed * 50_000_000
@@ -187,8 +173,7 @@ class StageTwo:
 
     def close(self) -> None:
         """End rollouts that nobody will use."""
-        if self.ahead is not None:
-            self.ahead.cancel()
+        self.rollouts.cancel()
 
     def _rollout_weights(self) -> AbstractContextManager:
         """The weights that act in rollouts: PPO needs its own samples; replay alone takes what succeeds more often."""
@@ -226,8 +211,7 @@ class StageTwo:
             return {}
         rows = []
         for _ in range(replay.updates):
-            if self.ahead is not None:
-                self.ahead.check()
+            self.rollouts.check()
             rate = replay.lr * learning_rate_factor(self.replay_updates, warmup=replay.warmup_updates,
                                                     steps=replay.decay_updates, final=replay.final_lr_fraction)
             set_learning_rate(self.replay_optimizer, rate)
@@ -295,7 +279,7 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
         stalled = 0
         while run.step < last and run.peers.agree(not _done(run) and control.go_on(run.save)):
             started = time.monotonic()
-            rollout, row = run.collect(pool, ahead=run.step + 1 < last)
+            rollout, row = run.collect(pool, more=run.step + 1 < last)
             row |= run.update(rollout)
             run.step += 1
             stalled = stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
