@@ -64,6 +64,7 @@ def test_the_entropy_is_that_of_the_sampling_distribution():
     with torch.no_grad():
         token.decoder.head.weight.zero_()
         token.decoder.head.bias.zero_()
+        token.decoder.log_scale.fill_(10.0)     # so wide around the plan that it is uniform
     entropy = token.evaluate(inputs, token.sample(inputs, generator=generator()).trace).entropy
     torch.testing.assert_close(entropy, torch.full((BATCH,), float(np.log(256))), atol=1e-4, rtol=0)
 
@@ -105,6 +106,21 @@ def test_the_token_temperature_is_part_of_the_log_probability():
     assert (own.evaluate(inputs, sampled.trace).logprob - sampled.logprob).abs().max() < 1e-4
     own.config = dataclasses.replace(own.config, temperature=1.0)
     assert (own.evaluate(inputs, sampled.trace).logprob - sampled.logprob).abs().max() > 1e-2
+
+
+def test_tokens_follow_the_plan_unless_the_transformer_says_otherwise():
+    token = make_policy("compact_token")
+    decoder, inputs = token.decoder, token.preprocess(observations())
+    with torch.no_grad():
+        decoder.plan_head.weight.mul_(0.3 / decoder.begin(token.encode(inputs)).planned.std())
+        decoder.head.weight.zero_()
+        decoder.head.bias.zero_()
+    planned = decoder.begin(token.encode(inputs)).planned.view(BATCH, token.spec.chunk, -1)
+    half_a_bin = 1.0 / token.config.bins
+    assert (token.normalizer.normalise(token.act(inputs)) - planned.clamp(-1, 1)).abs().max() < half_a_bin + 1e-5
+    with torch.no_grad():
+        decoder.head.bias[3] = 30.0
+    assert (token.tokens_of(token.act(inputs)) == 3).all()
 
 
 # -- supervised
@@ -287,10 +303,10 @@ def test_an_altered_description_is_refused(policy, tmp_path, field):
 
 def test_weights_that_do_not_fit_are_named(policy, tmp_path, monkeypatch):
     whole = policy.state_dict()
-    changed = {key: value for key, value in whole.items() if key != "plan_head.bias"} | {"plan_head.extra": torch.zeros(1)}
+    changed = {key: value for key, value in whole.items() if key != "encoder.text.bias"} | {"encoder.text.extra": torch.zeros(1)}
     monkeypatch.setattr(policy, "state_dict", lambda: changed)
     save_policy(policy, tmp_path / "a")
-    with pytest.raises(DataError, match=r"missing: plan_head.bias; unexpected: plan_head.extra"):
+    with pytest.raises(DataError, match=r"missing: encoder.text.bias; unexpected: encoder.text.extra"):
         load_policy(tmp_path / "a")
 
 

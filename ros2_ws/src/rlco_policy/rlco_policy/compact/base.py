@@ -48,13 +48,13 @@ class CompactPolicy(VLAPolicy):
     def summary(self, inputs: ModelInputs) -> Tensor:
         return self.encode(inputs).pooled
 
-    def plan_error(self, plan: Tensor, target: Tensor) -> Tensor:
-        """Squared error of the actions that a linear head reads from the plan [B, tokens, width], as target [B, T, A].
+    def plan_error(self, planned: Tensor, target: Tensor) -> Tensor:
+        """Squared error [B, T, A] of the normalised actions that a linear head reads from the plan.
 
         The head's own supervised loss learns which object the instruction names only after thousands of steps, because
         few samples depend on it and the loss is noisy; this term, `plan_weight` times added to it, needs hundreds.
         """
-        return (self.plan_head(plan).reshape(target.shape) - target).square()
+        return (planned.reshape(target.shape) - target).square()
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         groups: dict[str, list[nn.Parameter]] = {"policy": []}

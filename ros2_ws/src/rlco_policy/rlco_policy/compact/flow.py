@@ -67,7 +67,7 @@ class CompactFlow(CompactPolicy):
         memory = self.expert.read(self.encode(inputs))
         velocity, _ = self.expert(mixed, time, memory.repeat(count))
         flow = (velocity - (target - noise)).square().unflatten(0, (-1, count)).mean(1)
-        plan = self.plan_error(memory.plan, target[::count])
+        plan = self.plan_error(self.plan_head(memory.plan), target[::count])
         metrics = {"flow_mse": float(flow.detach().mean()), "plan_mse": float(plan.detach().mean())}
         return flow + self.config.plan_weight * plan, metrics
 

@@ -1,5 +1,6 @@
 """`compact_token`: autoregressive action tokens, one of `bins` per action dimension (as OpenVLA), chunk * 7 a chunk."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from rlco_policy.compact.layers import Block, KeyValue, value_head
 from rlco_policy.interface import Evaluated, ModelInputs, PolicySpec, Sampled, draw, require_generator, uniform
 from rlco_policy.statistics import Statistics
 
+PLAN_SCALE = 0.06       # of normalised actions; about 8 of 256 bins
+PLAN_FREEDOM = 4.0      # heavy tails: the transformer can place an action far from the plan
+
 
 class CompactToken(CompactPolicy):
     config_class = CompactTokenConfig
@@ -24,7 +28,6 @@ class CompactToken(CompactPolicy):
         self.spec = PolicySpec(dim, config.chunk, config.chunk, len(statistics.names), self.cameras,
                                config.encoder.image_size, "tokens")
         self.decoder = TokenDecoder(width, config.encoder.heads, config.layers, config.bins, config.chunk * dim)
-        self.plan_head = nn.Linear(width, 1)
         self.value_head = value_head(width, config.value.hidden)
         self.eval()
 
@@ -57,7 +60,7 @@ class CompactToken(CompactPolicy):
             error = -(self._soft_labels(tokens) * log_probabilities).sum(-1)
         else:
             error = -log_probabilities.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-        plan = self.plan_error(state.plan, self.normalizer.normalise(actions))
+        plan = self.plan_error(state.planned, self.normalizer.normalise(actions))
         accuracy = float((logits.detach().argmax(-1) == tokens).float().mean())
         metrics = {"cross_entropy": float(error.detach().mean()), "plan_mse": float(plan.detach().mean()),
                    "token_accuracy": accuracy}
@@ -113,7 +116,9 @@ class TokenDecoder(nn.Module):
     """Causal adaRMS transformer over the action tokens; every token reads the whole prefix.
 
     Input i is the token i - 1 (at i = 0 a start symbol) plus what the prefix plans for position i; its output predicts
-    token i. The plan, one linear map per position, is what makes the decoder look at the picture early in training.
+    token i. The plan, one linear map per position, is what makes the decoder look at the picture early in training. A
+    linear head reads an action from it, and the logits are what the transformer adds to a Student's t around that action:
+    a policy that had to find the bins by itself aimed worse than its own plan (docs/explanation/stage2_learning.md).
     """
 
     def __init__(self, width: int, heads: int, layers: int, bins: int, length: int):
@@ -121,6 +126,9 @@ class TokenDecoder(nn.Module):
         self.length, self.start_symbol = length, bins
         self.embedding = nn.Embedding(bins + 1, width)
         self.plan = nn.Linear(width, length * width)
+        self.plan_head = nn.Linear(width, 1)
+        self.log_scale = nn.Parameter(torch.full((length,), math.log(PLAN_SCALE)))
+        self.register_buffer("centres", (torch.arange(bins) + 0.5) * (2.0 / bins) - 1.0, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, memory=True, condition_width=width) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
         self.head = nn.Linear(width, bins)
@@ -142,16 +150,18 @@ class TokenDecoder(nn.Module):
         for block, memory in zip(self.blocks, state.caches, strict=True):
             x = block(x, memory, mask, state.condition)
         hidden = self.norm(x)
-        return self.head(hidden), hidden[:, 0]
+        return self.head(hidden) + self._around_the_plan(state.planned), hidden[:, 0]
 
     def generate(self, prefix: Prefix, temperature: float,
                  generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, T], their log-probabilities [B, T] and the first hidden state; greedy at temperature 0."""
         state = self.begin(prefix)
         first = hidden = self.next_hidden(state, None)
+        prior = self._around_the_plan(state.planned)
         tokens, logprobs = [], []
         while True:
-            log_probabilities = (self.head(hidden) / (temperature or 1.0)).log_softmax(-1)
+            logits = self.head(hidden) + prior[:, len(tokens)]
+            log_probabilities = (logits / (temperature or 1.0)).log_softmax(-1)
             token = draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
             tokens.append(token)
             logprobs.append(log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1))
@@ -162,7 +172,13 @@ class TokenDecoder(nn.Module):
     def begin(self, prefix: Prefix) -> "DecoderState":
         condition = F.silu(prefix.pooled)
         plan = self.plan(condition).unflatten(-1, (self.length, -1))
-        return DecoderState([block.memory(prefix.tokens) for block in self.blocks], condition, plan)
+        planned = self.plan_head(plan).squeeze(-1)
+        return DecoderState([block.memory(prefix.tokens) for block in self.blocks], condition, plan, planned)
+
+    def _around_the_plan(self, planned: Tensor) -> Tensor:
+        """Logits [B, T, bins] of a Student's t around the planned action [B, T], of a learned scale per position."""
+        distance = (self.centres - planned.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
+        return -0.5 * (PLAN_FREEDOM + 1) * (distance.square() / PLAN_FREEDOM).log1p()
 
     def next_hidden(self, state: "DecoderState", token: Tensor | None) -> Tensor:
         """Hidden state [B, width] after `token` [B] (None: at the start); advances `state`."""
@@ -181,6 +197,7 @@ class DecoderState:
     caches: list[KeyValue]
     condition: Tensor       # [B, width]
     plan: Tensor            # [B, T, width]
+    planned: Tensor         # [B, T] the normalised action that a linear head reads from it
     position: int = 0
 
 
