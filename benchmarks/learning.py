@@ -27,7 +27,6 @@ from rlco_trainer.metrics import read_metrics
 
 DEMOS = {"push_cube": 45, "pick_place": 600}    # of the twin: few enough that Stage I leaves RL something to do
 MISSED = {"pick_place": 600}                    # of them in addition, beginning after a missed grasp
-STAGE2 = {"token": ["policy_config.temperature=0.5"]}    # beside the shipped configuration
 REAL = 25
 FRESH = 200         # EVALUATION states, and SELECTION states of each measurement
 EVERY = 10          # iterations between two measurements
@@ -67,7 +66,7 @@ class Run:
             rlco("train", "stage2", f"{self.task}_stage2", f"out={self.cell / self.name}", f"start={sft / 'policy'}",
                  f"real={real}", f"replay.demos={sim}", f"seed={self.seed}", "workers=1", "threads=1", "iterations=2000",
                  f"time_limit_s={60 * minutes}", f"target_success={target}", f"measure_episodes={FRESH}",
-                 f"measure_every={EVERY}", *STAGE2.get(self.policy, []), *settings)
+                 f"measure_every={EVERY}", *settings)
         for stage in ("sft", self.name):
             for domain in ("twin", "standin"):
                 rlco("eval", self.cell / stage / "policy", "--name", stage, "--task", self.task, "--domain", domain,

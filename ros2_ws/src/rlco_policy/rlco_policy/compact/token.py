@@ -118,7 +118,8 @@ class TokenDecoder(nn.Module):
     Input i is the token i - 1 (at i = 0 a start symbol) plus what the prefix plans for position i; its output predicts
     token i. The plan, one linear map per position, is what makes the decoder look at the picture early in training. A
     linear head reads an action from it, and the logits are what the transformer adds to a Student's t around that action:
-    a policy that had to find the bins by itself aimed worse than its own plan (docs/explanation/stage2_learning.md).
+    a policy that had to find the bins by itself aimed worse than its own plan (docs/explanation/stage2_learning.md). The
+    head learns by its own squared error alone: the gradient of the tokens' loss would outweigh that and spoil it.
     """
 
     def __init__(self, width: int, heads: int, layers: int, bins: int, length: int):
@@ -177,7 +178,7 @@ class TokenDecoder(nn.Module):
 
     def _around_the_plan(self, planned: Tensor) -> Tensor:
         """Logits [B, T, bins] of a Student's t around the planned action [B, T], of a learned scale per position."""
-        distance = (self.centres - planned.unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
+        distance = (self.centres - planned.detach().unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
         return -0.5 * (PLAN_FREEDOM + 1) * (distance.square() / PLAN_FREEDOM).log1p()
 
     def next_hidden(self, state: "DecoderState", token: Tensor | None) -> Tensor:
