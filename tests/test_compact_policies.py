@@ -123,6 +123,15 @@ def test_tokens_follow_the_plan_unless_the_transformer_says_otherwise():
     assert (token.tokens_of(token.act(inputs)) == 3).all()
 
 
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_the_plan_learns_by_its_own_error_alone(weight):
+    token = make_policy("compact_token", {"plan_weight": weight})
+    token.sft_loss(token.preprocess(observations()), actions(token), generator=generator()).loss.backward()
+    gradient = token.decoder.plan_head.weight.grad
+    assert (gradient is not None and gradient.abs().max() > 0) == (weight > 0)
+    assert token.decoder.log_scale.grad.abs().min() > 0
+
+
 # -- supervised
 
 
