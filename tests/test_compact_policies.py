@@ -312,7 +312,8 @@ def test_an_altered_description_is_refused(policy, tmp_path, field):
 
 def test_weights_that_do_not_fit_are_named(policy, tmp_path, monkeypatch):
     whole = policy.state_dict()
-    changed = {key: value for key, value in whole.items() if key != "encoder.text.bias"} | {"encoder.text.extra": torch.zeros(1)}
+    kept = {key: value for key, value in whole.items() if key != "encoder.text.bias"}
+    changed = kept | {"encoder.text.extra": torch.zeros(1)}
     monkeypatch.setattr(policy, "state_dict", lambda: changed)
     save_policy(policy, tmp_path / "a")
     with pytest.raises(DataError, match=r"missing: encoder.text.bias; unexpected: encoder.text.extra"):
