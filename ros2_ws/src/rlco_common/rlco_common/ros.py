@@ -122,7 +122,7 @@ class RlcoLifecycleNode(LifecycleNode):
 def run_node(factory: Callable[[], Node], args=None) -> int:
     """Node main: one SingleThreadedExecutor, clean shutdown on SIGINT and SIGTERM, named errors as one line.
 
-    What a callback does is finished first; a second SIGINT interrupts it.
+    What a callback does is finished first; a SIGINT repeated after signals.INSIST_AFTER_S interrupts it.
     """
     prepare_environment()
     interrupt = InterruptHandler()
