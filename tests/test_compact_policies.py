@@ -113,14 +113,26 @@ def test_tokens_follow_the_plan_unless_the_transformer_says_otherwise():
     decoder, inputs = token.decoder, token.preprocess(observations())
     with torch.no_grad():
         decoder.plan_head.weight.mul_(0.3 / decoder.begin(token.encode(inputs)).planned.std())
-        decoder.head.weight.zero_()
-        decoder.head.bias.zero_()
     planned = decoder.begin(token.encode(inputs)).planned.view(BATCH, token.spec.chunk, -1)
     half_a_bin = 1.0 / token.config.bins
     assert (token.normalizer.normalise(token.act(inputs)) - planned.clamp(-1, 1)).abs().max() < half_a_bin + 1e-5
     with torch.no_grad():
-        decoder.head.bias[3] = 30.0
-    assert (token.tokens_of(token.act(inputs)) == 3).all()
+        decoder.head.bias[0] = -1000.0      # the longest wave, a quarter over the range: as far from the plan as there is
+    far = torch.where(planned > 0, 0, token.config.bins - 1).flatten(1)
+    assert torch.equal(token.tokens_of(token.act(inputs)), far)
+
+
+def test_the_transformer_adds_waves_of_the_distance_from_the_plan():
+    """Computed by turning the weights; here from the distances themselves."""
+    decoder = make_policy("compact_token").decoder
+    hidden, planned = torch.randn(2, 3, 128, generator=generator()), torch.rand(2, 3, generator=generator()) - 0.5
+    with torch.no_grad():
+        decoder.head.weight.normal_(generator=generator())
+        prior = decoder._logits(torch.zeros_like(hidden), planned, decoder.log_scale[:3])
+        angle = (decoder.centres - planned.unsqueeze(-1)).unsqueeze(-1) * decoder.frequencies
+        cosine, sine = decoder.head(hidden).unsqueeze(-2).chunk(2, -1)
+        expected = (cosine * angle.cos() + sine * angle.sin()).sum(-1)
+        torch.testing.assert_close(decoder._logits(hidden, planned, decoder.log_scale[:3]) - prior, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("weight", [0.0, 10.0])

@@ -82,10 +82,11 @@ class CompactFlowConfig:
 class CompactTokenConfig:
     """Autoregressive tokens, one of `bins` per action dimension.
 
-    temperature: of sampling in RL; it is part of the log-probability. label_std_bins: standard deviation of the soft
-    labels over neighbouring bins in the supervised loss, 0 = hard labels; a policy that has learned them and samples at
-    temperature T scatters by sqrt(T) times that. token_dropout: largest share of the previous tokens that the supervised
-    loss hides from the decoder. plan_weight: see CompactPolicy.plan_error.
+    temperature: of sampling in RL; it is part of the log-probability. At 1 a sampled chunk is one that the policy thinks
+    possible as a whole, so it tries another place; colder, all chunks stay near the plan. label_std_bins: standard deviation
+    of the soft labels over neighbouring bins in the supervised loss, 0 = hard labels; what a policy that has learned them
+    shakes by from token to token. token_dropout: largest share of the previous tokens that the supervised loss hides from
+    the decoder. plan_weight: see CompactPolicy.plan_error.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -93,8 +94,8 @@ class CompactTokenConfig:
     chunk: int = 4
     layers: int = 2
     bins: int = 256
-    temperature: float = 0.25
-    label_std_bins: float = 8.0
+    temperature: float = 1.0
+    label_std_bins: float = 2.0
     token_dropout: float = 1.0
     plan_weight: float = 10.0
 

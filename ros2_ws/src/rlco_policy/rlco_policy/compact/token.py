@@ -17,6 +17,7 @@ from rlco_policy.statistics import Statistics
 
 PLAN_SCALE = 0.06       # of normalised actions; about 8 of 256 bins
 PLAN_FREEDOM = 4.0      # heavy tails: the transformer can place an action far from the plan
+FREQUENCIES = 32        # of distances between a token and its plan: from a quarter of a cycle to eight over the bins' range
 
 
 class CompactToken(CompactPolicy):
@@ -115,34 +116,35 @@ class CompactToken(CompactPolicy):
 class TokenDecoder(nn.Module):
     """Causal adaRMS transformer over the action tokens; every token reads the whole prefix.
 
-    Input i is the token i - 1 (at i = 0 a start symbol) plus what the prefix plans for position i; its output predicts
-    token i. The plan, one linear map per position, is what makes the decoder look at the picture early in training. A
-    linear head reads an action from it, and the logits are what the transformer adds to a Student's t around that action:
-    a policy that had to find the bins by itself aimed worse than its own plan (docs/explanation/stage2_learning.md). The
-    head learns by its own squared error alone: the gradient of the tokens' loss would outweigh that and spoil it.
+    The prefix plans an action for every position: one linear map per position, whose head learns by its own squared error.
+    Tokens are read and scored by their distance from the plan. Input i is how far token i - 1 lay from its plan (at i = 0
+    a start symbol) plus the plan's features of position i; the output's logits for token i are a Student's t around the
+    plan plus a smooth function of the distance from it. A transformer that had to find the bins by itself preferred some
+    of them, and aimed worse than its own plan (docs/explanation/stage2_learning.md). The gradient of the tokens' loss ends
+    at the planned action; it would outweigh the head's own error and spoil it.
     """
 
     def __init__(self, width: int, heads: int, layers: int, bins: int, length: int):
         super().__init__()
-        self.length, self.start_symbol = length, bins
-        self.embedding = nn.Embedding(bins + 1, width)
+        self.length = length
+        self.start = nn.Parameter(torch.zeros(width))
+        self.embedding = nn.Linear(2 * FREQUENCIES, width)
         self.plan = nn.Linear(width, length * width)
         self.plan_head = nn.Linear(width, 1)
         self.log_scale = nn.Parameter(torch.full((length,), math.log(PLAN_SCALE)))
-        self.register_buffer("centres", (torch.arange(bins) + 0.5) * (2.0 / bins) - 1.0, persistent=False)
         self.blocks = nn.ModuleList(Block(width, heads, memory=True, condition_width=width) for _ in range(layers))
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.head = nn.Linear(width, bins)
-        with torch.no_grad():       # neighbouring bins start out alike
-            smooth = _bin_features(bins, width)
-            self.embedding.weight[:bins] = smooth
-            self.head.weight.copy_(smooth / width**0.5)
+        self.head = nn.Linear(width, 2 * FREQUENCIES)
+        nn.init.zeros_(self.head.weight)        # the policy starts out as its plan
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("centres", (torch.arange(bins) + 0.5) * (2.0 / bins) - 1.0, persistent=False)
+        self.register_buffer("frequencies", torch.logspace(-2, 3, FREQUENCIES, base=2) * torch.pi, persistent=False)
 
     def teacher_forced(self, state: "DecoderState", tokens: Tensor,
                        shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Tokens [B, T], those not `shown` hidden -> logits [B, T, bins], hidden state [B, width] of the first token."""
-        start = torch.full_like(tokens[:, :1], self.start_symbol)
-        previous = self.embedding(torch.cat([start, tokens[:, :-1]], 1))
+        read = self._read(tokens[:, :-1], state.planned[:, :-1])
+        previous = torch.cat([self.start.expand(len(tokens), 1, -1), read], 1)
         if shown is not None:
             previous = previous * shown.unsqueeze(-1)
         memory_length = state.caches[0][0].shape[2]
@@ -151,17 +153,17 @@ class TokenDecoder(nn.Module):
         for block, memory in zip(self.blocks, state.caches, strict=True):
             x = block(x, memory, mask, state.condition)
         hidden = self.norm(x)
-        return self.head(hidden) + self._around_the_plan(state.planned), hidden[:, 0]
+        return self._logits(hidden, state.planned, self.log_scale), hidden[:, 0]
 
     def generate(self, prefix: Prefix, temperature: float,
                  generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens [B, T], their log-probabilities [B, T] and the first hidden state; greedy at temperature 0."""
         state = self.begin(prefix)
         first = hidden = self.next_hidden(state, None)
-        prior = self._around_the_plan(state.planned)
         tokens, logprobs = [], []
         while True:
-            logits = self.head(hidden) + prior[:, len(tokens)]
+            i = len(tokens)
+            logits = self._logits(hidden, state.planned[:, i], self.log_scale[i])
             log_probabilities = (logits / (temperature or 1.0)).log_softmax(-1)
             token = draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
             tokens.append(token)
@@ -176,14 +178,29 @@ class TokenDecoder(nn.Module):
         planned = self.plan_head(plan).squeeze(-1)
         return DecoderState([block.memory(prefix.tokens) for block in self.blocks], condition, plan, planned)
 
-    def _around_the_plan(self, planned: Tensor) -> Tensor:
-        """Logits [B, T, bins] of a Student's t around the planned action [B, T], of a learned scale per position."""
-        distance = (self.centres - planned.detach().unsqueeze(-1)) * (-self.log_scale).exp().unsqueeze(-1)
-        return -0.5 * (PLAN_FREEDOM + 1) * (distance.square() / PLAN_FREEDOM).log1p()
+    def _read(self, tokens: Tensor, planned: Tensor) -> Tensor:
+        """What the decoder sees of tokens [...]: how far they lie from the planned actions [...]; [..., width]."""
+        return self.embedding(self._waves(self.centres[tokens] - planned.detach()))
+
+    def _logits(self, hidden: Tensor, planned: Tensor, log_scale: Tensor) -> Tensor:
+        """Logits [..., bins] from hidden states [..., width], planned actions [...] and the log of their scale [...]."""
+        planned = planned.detach().unsqueeze(-1)
+        distance = (self.centres - planned) * (-log_scale).exp().unsqueeze(-1)
+        around = -0.5 * (PLAN_FREEDOM + 1) * (distance.square() / PLAN_FREEDOM).log1p()
+        # sums of waves in the distance centre - planned, by the angle sum: turn the weights instead of the bins
+        cosine, sine = self.head(hidden).chunk(2, -1)
+        turn_cosine, turn_sine = self._waves(planned.squeeze(-1)).chunk(2, -1)
+        weights = torch.cat([cosine * turn_cosine - sine * turn_sine, cosine * turn_sine + sine * turn_cosine], -1)
+        return around + weights @ self._waves(self.centres).T
+
+    def _waves(self, x: Tensor) -> Tensor:
+        """Cosines and sines [..., 2 * FREQUENCIES] of x [...]."""
+        angles = x.unsqueeze(-1) * self.frequencies
+        return torch.cat([angles.cos(), angles.sin()], -1)
 
     def next_hidden(self, state: "DecoderState", token: Tensor | None) -> Tensor:
         """Hidden state [B, width] after `token` [B] (None: at the start); advances `state`."""
-        previous = self.embedding.weight[self.start_symbol] if token is None else self.embedding(token)
+        previous = self.start if token is None else self._read(token, state.planned[:, state.position - 1])
         x = (previous + state.plan[:, state.position]).unsqueeze(1)
         for i, block in enumerate(self.blocks):
             x, state.caches[i] = block.step(x, state.caches[i], condition=state.condition)
@@ -200,11 +217,3 @@ class DecoderState:
     plan: Tensor            # [B, T, width]
     planned: Tensor         # [B, T] the normalised action that a linear head reads from it
     position: int = 0
-
-
-def _bin_features(bins: int, width: int) -> Tensor:
-    """[bins, width]: cosines of geometrically spaced frequencies of the bin's centre."""
-    centre = (torch.arange(bins) + 0.5) / bins
-    frequency = torch.logspace(0, 5, width, base=2) * torch.pi
-    phase = torch.linspace(0, 2 * torch.pi, width)
-    return torch.cos(centre[:, None] * frequency + phase)
