@@ -181,7 +181,7 @@ def test_it_learns_which_object_the_instruction_names():
         target[..., 1] = 0.05 * place[:, None] * course
         optimiser = torch.optim.AdamW(own.param_groups()["policy"], lr=2e-3)
         draws = generator()
-        for _ in range(80):
+        for _ in range(100):
             batch = torch.randint(48, (24,), generator=draws)
             optimiser.zero_grad()
             own.sft_loss(take(inputs, batch), target[batch], generator=draws).loss.backward()

@@ -43,11 +43,12 @@ class CompactToken(CompactPolicy):
         return self.normalizer.denormalise(centres.unflatten(1, (self.spec.chunk, self.spec.action_dim)))
 
     def sft_draws(self, batch: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """shown [B, chunk * A]: which previous tokens teacher forcing shows; the hidden share is drawn per sample.
+        """shown [B, chunk * A]: which previous tokens teacher forcing shows; half of the samples, at token_dropout 1, see none.
 
-        Without it the decoder learns to copy the previous action long before it looks at the picture.
+        Of the others the hidden share is drawn. Without it the decoder learns to copy the previous action long before it
+        looks at the picture; and what it decides without previous tokens is how it acts greedily.
         """
-        hidden_share = self.config.token_dropout * uniform((batch, 1), generator, self.device)
+        hidden_share = self.config.token_dropout * (2 * uniform((batch, 1), generator, self.device)).clamp(max=1.0)
         length = self.spec.chunk * self.spec.action_dim
         return {"shown": uniform((batch, length), generator, self.device) >= hidden_share}
 
@@ -70,10 +71,16 @@ class CompactToken(CompactPolicy):
     @torch.no_grad()
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None,
             prev_chunk: Tensor | None = None, delay: int = 0, steps: int | None = None) -> Tensor:
-        """Greedy tokens at temperature 0, sampled ones above. A `prev_chunk` has no effect."""
+        """Sampled tokens above temperature 0, one after the other; at 0 the most probable bin of every token by itself.
+
+        Those are decided all at once, in one pass (parallel decoding, as in OpenVLA-OFT): a token then cannot follow an
+        error of the ones before. A `prev_chunk` has no effect.
+        """
+        prefix = self.encode(inputs)
         if temperature > 0:
-            require_generator(generator, "act(temperature > 0)")
-        tokens, _, _ = self.decoder.generate(self.encode(inputs), temperature, generator)
+            tokens, _, _ = self.decoder.generate(prefix, temperature, require_generator(generator, "act(temperature > 0)"))
+        else:
+            tokens = self.decoder.unconditional(self.decoder.begin(prefix)).argmax(-1)
         return self.actions_of(tokens)[:, :steps]
 
     @torch.no_grad()
@@ -155,17 +162,22 @@ class TokenDecoder(nn.Module):
         hidden = self.norm(x)
         return self._logits(hidden, state.planned, self.log_scale), hidden[:, 0]
 
+    def unconditional(self, state: "DecoderState") -> Tensor:
+        """Logits [B, T, bins] of every token without the ones before."""
+        nothing = torch.zeros(state.planned.shape, dtype=torch.long, device=state.planned.device)
+        return self.teacher_forced(state, nothing, shown=nothing.bool())[0]
+
     def generate(self, prefix: Prefix, temperature: float,
-                 generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens [B, T], their log-probabilities [B, T] and the first hidden state; greedy at temperature 0."""
+                 generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Sampled tokens [B, T], their log-probabilities [B, T] and the first hidden state."""
         state = self.begin(prefix)
         first = hidden = self.next_hidden(state, None)
         tokens, logprobs = [], []
         while True:
             i = len(tokens)
             logits = self._logits(hidden, state.planned[:, i], self.log_scale[i])
-            log_probabilities = (logits / (temperature or 1.0)).log_softmax(-1)
-            token = draw(log_probabilities, generator) if temperature > 0 else log_probabilities.argmax(-1)
+            log_probabilities = (logits / temperature).log_softmax(-1)
+            token = draw(log_probabilities, generator)
             tokens.append(token)
             logprobs.append(log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1))
             if len(tokens) == self.length:
