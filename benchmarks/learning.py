@@ -4,10 +4,10 @@
     python benchmarks/learning.py --tasks push_cube --policies flow --seeds 1   # one run
     python benchmarks/learning.py ... --name ppo_alone --set replay.updates=0 places.weight=0   # an ablation, same start
 
-Every run starts from its own Stage I policy, uses the shipped configuration of its task and ends when the measured success
-(greedy, 200 SELECTION states) reaches the target, or by time. Start and end are then compared on 200 EVALUATION states that
-no run has seen, in the twin and on the stand-in, which training never touches. A run has one simulating process and one
-thread, so that two fit on two cores: minutes are those of about one core.
+Every run starts from its own Stage I policy, uses the shipped configuration of its task, with SETTINGS, and ends when the
+measured success (greedy, 200 SELECTION states) reaches the target, or by time. Start and end are then compared on 200
+EVALUATION states that no run has seen, in the twin and on the stand-in, which training never touches. A run has one
+simulating process and one thread, so that two fit on two cores: minutes are those of about one core.
 """
 
 import os
@@ -28,6 +28,9 @@ from rlco_trainer.metrics import read_metrics
 DEMOS = {"push_cube": 45, "pick_place": 600}    # of the twin: few enough that Stage I leaves RL something to do
 MISSED = {"pick_place": 600}                    # of them in addition, beginning after a missed grasp
 REAL = 25
+SETTINGS = {    # of Stage II, beside the task's configuration; see docs/explanation/stage2_learning.md
+    ("pick_place", "token"): ["policy_config.temperature=0.5", "policy_config.plan_weight=50", "places.weight=10",
+                              "sft_batch_size=8", "replay.batch_size=32", "places.batch_size=16"]}
 FRESH = 200         # EVALUATION states, and SELECTION states of each measurement
 EVERY = 10          # iterations between two measurements
 
@@ -66,7 +69,7 @@ class Run:
             rlco("train", "stage2", f"{self.task}_stage2", f"out={self.cell / self.name}", f"start={sft / 'policy'}",
                  f"real={real}", f"replay.demos={sim}", f"seed={self.seed}", "workers=1", "threads=1", "iterations=2000",
                  f"time_limit_s={60 * minutes}", f"target_success={target}", f"measure_episodes={FRESH}",
-                 f"measure_every={EVERY}", *settings)
+                 f"measure_every={EVERY}", *SETTINGS.get((self.task, self.policy), []), *settings)
         for stage in ("sft", self.name):
             for domain in ("twin", "standin"):
                 rlco("eval", self.cell / stage / "policy", "--name", stage, "--task", self.task, "--domain", domain,
