@@ -80,7 +80,7 @@ class CompactToken(CompactPolicy):
         if temperature > 0:
             tokens, _, _ = self.decoder.generate(prefix, temperature, require_generator(generator, "act(temperature > 0)"))
         else:
-            tokens = self.decoder.unconditional(self.decoder.begin(prefix)).argmax(-1)
+            tokens = self.decoder.unconditional(prefix).argmax(-1)
         return self.actions_of(tokens)[:, :steps]
 
     @torch.no_grad()
@@ -146,6 +146,7 @@ class TokenDecoder(nn.Module):
         nn.init.zeros_(self.head.bias)
         self.register_buffer("centres", (torch.arange(bins) + 0.5) * (2.0 / bins) - 1.0, persistent=False)
         self.register_buffer("frequencies", torch.logspace(-2, 3, FREQUENCIES, base=2) * torch.pi, persistent=False)
+        self.register_buffer("centre_waves", self._waves(self.centres).T.contiguous(), persistent=False)
 
     def teacher_forced(self, state: "DecoderState", tokens: Tensor,
                        shown: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -162,9 +163,10 @@ class TokenDecoder(nn.Module):
         hidden = self.norm(x)
         return self._logits(hidden, state.planned, self.log_scale), hidden[:, 0]
 
-    def unconditional(self, state: "DecoderState") -> Tensor:
+    def unconditional(self, prefix: Prefix) -> Tensor:
         """Logits [B, T, bins] of every token without the ones before."""
-        nothing = torch.zeros(state.planned.shape, dtype=torch.long, device=state.planned.device)
+        state = self.begin(prefix)
+        nothing = torch.zeros_like(state.planned, dtype=torch.long)
         return self.teacher_forced(state, nothing, shown=nothing.bool())[0]
 
     def generate(self, prefix: Prefix, temperature: float,
@@ -203,7 +205,7 @@ class TokenDecoder(nn.Module):
         cosine, sine = self.head(hidden).chunk(2, -1)
         turn_cosine, turn_sine = self._waves(planned.squeeze(-1)).chunk(2, -1)
         weights = torch.cat([cosine * turn_cosine - sine * turn_sine, cosine * turn_sine + sine * turn_cosine], -1)
-        return around + weights @ self._waves(self.centres).T
+        return around + weights @ self.centre_waves
 
     def _waves(self, x: Tensor) -> Tensor:
         """Cosines and sines [..., 2 * FREQUENCIES] of x [...]."""
