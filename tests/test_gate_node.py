@@ -144,7 +144,7 @@ class Cell:
         return not len(self.targets)
 
     def counts(self):
-        return {key: int(value) for key, value in self.values().items() if value.isdigit()}
+        return {key: int(value) for key, value in self.values().items() if key.isupper()}
 
     def counted(self, cause):
         return self.counts().get(cause, 0) - self.counts_before.get(cause, 0)
@@ -299,7 +299,7 @@ def test_every_refusal_and_limit_is_counted_by_its_cause_on_diagnostics(cell):
 
     def told():
         found = diagnostics.find(lambda message: message.status[0].name == "gate")
-        return found and {item.key: item.value for item in found.status[0].values if item.value.isdigit()}
+        return found and {item.key: item.value for item in found.status[0].values if item.key.isupper()}
 
     client.wait_until(lambda: told() == {key: str(count) for key, count in cell.counts().items()}, 5,
                       "the same on /diagnostics")
@@ -397,8 +397,10 @@ def test_a_reset_forgets_the_target_and_revokes_the_policy(cell):
     cell.enable_policy()
     cell.send_chunk(np.tile([0.02, 0, 0, 0, 0, 0, 1.0], (1, 1)))
     cell.client.wait_until(lambda: len(cell.targets) and cell.x() > START.position[0] + 0.019, 5, "policy motion")
-    cell.event.publish(String(data=EpisodeEvent(kind="reset").to_json()))
-    cell.client.wait_until(lambda: cell.state() == "IDLE" and cell.values()["policy_enabled"] == "False", 5, "an idle gate")
+    stamp_ns = cell.now_ns()
+    cell.event.publish(String(data=EpisodeEvent(kind="reset", stamp_ns=stamp_ns).to_json()))
+    cell.client.wait_until(lambda: cell.values()["episode_start_ns"] == str(stamp_ns), 5, "the gate to have heard the reset")
+    assert cell.state() == "IDLE" and cell.values()["policy_enabled"] == "False"
     count = len(cell.targets)
     cell.client.spin_for(0.2)
     assert len(cell.targets) <= count + 1

@@ -78,7 +78,7 @@ def check_commands(bag):
         target = CONTRACT.compose_target(target, np.append(values, gripper.message.data[0]))
         assert np.abs(pose_of(sent).as_array() - target.as_array()).max() < 1e-12
     last = bag.collect(topics.GATE_STATUS)[-1].message.status[0]
-    assert {item.key for item in last.values} <= {"state", "source", "policy_enabled", "lead_m", "lead_rad"}
+    assert {item.key for item in last.values} <= {"state", "source", "policy_enabled", "episode_start_ns", "lead_m", "lead_rad"}
 
 
 @pytest.mark.long

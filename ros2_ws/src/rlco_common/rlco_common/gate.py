@@ -135,7 +135,7 @@ class Gate:
         self._measured: Pose | None = None
         self._measured_ns = 0
         self._observations: deque[tuple[int, int]] = deque(maxlen=_REMEMBERED_OBSERVATIONS)
-        self._episode_start_ns = 0
+        self.episode_start_ns = 0
         self._deadman = False
         self._deadman_ns = 0
         self._twist: _Twist | None = None
@@ -152,7 +152,7 @@ class Gate:
         if not self._plausible(pose):
             self.counts[Refusal.STATE_INVALID] += 1
             return
-        if stamp_ns < self._episode_start_ns:
+        if stamp_ns < self.episode_start_ns:
             return      # of the episode before, and only now delivered
         self._measured, self._measured_ns = pose, now_ns
         if self._observations and stamp_ns < self._observations[-1][0]:
@@ -255,7 +255,7 @@ class Gate:
 
         episode_start_ns: stamp of the episode's first observation; states with an older one do not count any more.
         """
-        self._episode_start_ns = episode_start_ns
+        self.episode_start_ns = episode_start_ns
         if self._observations and self._observations[-1][0] < episode_start_ns:
             self._measured = None
         self._flush()

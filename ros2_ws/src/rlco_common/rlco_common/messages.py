@@ -28,6 +28,11 @@ def image_from_msg(camera: CameraSpec, message) -> np.ndarray:
     return decode_camera_image(camera, message.data, message.height, message.width, message.encoding, message.step)
 
 
+def diagnostic_values(status) -> dict[str, str]:
+    """The values of a diagnostic_msgs/DiagnosticStatus by their keys."""
+    return {item.key: item.value for item in status.values}
+
+
 def _decode_jpeg(camera: CameraSpec, message) -> np.ndarray:
     try:
         image = simplejpeg.decode_jpeg(memoryview(message.data), colorspace="RGB")

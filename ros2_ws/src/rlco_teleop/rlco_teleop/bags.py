@@ -19,6 +19,7 @@ from rosbags.typesys import Stores, get_typestore
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC, EpisodeMetadata, event_from_json, metadata_from_json
 from rlco_common.errors import DataError
+from rlco_common.messages import diagnostic_values
 from rlco_teleop.audit_report import EpisodeAudit, audit_from_json
 
 METADATA_KEY = "rlco_episode"      # key in custom_data, name of the MCAP metadata record
@@ -159,7 +160,7 @@ def drive_segments(bag: Bag) -> list[Segment]:
 def _drivers(bag: Bag) -> Iterator[str]:
     """Whom the gate's status names as its source, nobody left out."""
     for item in bag.messages(topics.GATE_STATUS):
-        source = next((value.value for value in item.message.status[0].values if value.key == "source"), "").lower()
+        source = diagnostic_values(item.message.status[0]).get("source", "").lower()
         if source in ("operator", "policy"):
             yield source
 

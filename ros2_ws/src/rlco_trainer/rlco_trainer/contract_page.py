@@ -182,7 +182,8 @@ def _topics(contract: Contract) -> str:
 def _gate() -> str:
     return ("## Gate status\n\nThe message of the first status on `/gate/status` and of `gate` on `/diagnostics` is the state, "
             f"its values are the source ({', '.join(source.name for source in Source)}), whether the policy is enabled, the "
-            "target's lead, and one counter for every cause that has occurred since the gate was started.\n\n"
+            "stamp of the last reset that the gate has heard (`episode_start_ns`), the target's lead, and one counter for "
+            "every cause that has occurred since the gate was started.\n\n"
             + _table(("state", "what it means"), [[f"`{state.name}`", STATES[state]] for state in GateState]) + "\n"
             + _table(("counter", "what was done"), [[f"`{cause.name}`", CAUSES[cause]] for cause in (*Refusal, *Limit)]))
 

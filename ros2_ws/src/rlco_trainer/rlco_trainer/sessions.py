@@ -13,7 +13,9 @@ from tqdm import tqdm
 
 from rlco_common import topics
 from rlco_common.contract import Contract
+from rlco_common.episode import event_from_json
 from rlco_common.errors import RlcoError
+from rlco_common.messages import diagnostic_values
 from rlco_common.processes import Processes
 from rlco_common.records import TrialRecord, append_records
 from rlco_common.ros import STATE_QOS
@@ -26,6 +28,7 @@ from rlco_trainer.protocol import Planned
 
 POLICY_MODULE = "rlco_policy.nodes.policy_node"
 START_TIMEOUT_S = 120.0     # the first scene of a process compiles its shaders
+START_GATE_S = 20.0
 START_RECORDING_S = 20.0    # real pictures of a busy machine may be a while on their way
 MIN_SUCCESS_SHARE = 0.5     # an operator that fails more often than this is broken; do not go on for ever
 
@@ -41,15 +44,27 @@ class Session:
     lockstep: bool
     faulted: bool = False
 
+    def __post_init__(self):
+        self._scenes = self.client.subscribe(String, topics.SCENE, STATE_QOS)
+        self._gate = self.client.subscribe(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
+        self._start_ns = 0      # stamp of the episode's first observation
+
     def reset(self, seed: int) -> None:
-        """Put the scene into the episode's initial state, re-arm the gate if a fault ended the last one, and record."""
+        """Put the scene into the episode's initial state, re-arm the gate if a fault ended the last one, and record.
+
+        On return the gate has heard of the reset: what it is told from then on holds for this episode.
+        """
         self.client.set_parameters("/sim", seed=seed)
-        self.client.must_trigger(topics.SIM_RESET, timeout_s=30.0)
+        self._start_ns = event_from_json(self.client.must_trigger(topics.SIM_RESET, timeout_s=30.0)).stamp_ns
         if self.faulted:
             self.client.must_trigger(topics.GATE_REARM)
             self.faulted = False
         # the recorder refuses until the first observation of the new scene has reached it
         self.client.trigger_when_ready(topics.RECORDER_START, START_RECORDING_S)
+        self.client.wait_until(self._gate_ready, START_GATE_S, "the gate to take the scene and to be neither STOPPED nor FAULT")
+
+    def _gate_ready(self) -> bool:
+        return self._gate.last is not None and in_episode(self._gate.last, self._start_ns) and not _latched(self._gate.last)
 
     def operate(self) -> dict:
         """Let the scripted operator act until the episode is over; see `run`."""
@@ -61,19 +76,27 @@ class Session:
 
         A gate that latches a stop or fault ends the episode as a failure.
         """
-        scenes = self.client.subscribe(String, topics.SCENE, STATE_QOS)
-        gate = self.client.subscribe(DiagnosticArray, topics.GATE_STATUS, STATE_QOS)
-        max_steps = self.contract.task(self.task).max_steps
+        self._scenes.clear()
+        self._gate.clear()
         try:
             start()
-            limit_s = 120.0 if self.lockstep else 10.0 + 3.0 * max_steps * self.contract.control_period_s
-            self.client.wait_until(lambda: scenes.find(lambda message: _over(message, max_steps)) or gate.find(_latched),
-                                   limit_s, f"the end of the episode on {topics.SCENE}")
+            limit_s = 120.0 if self.lockstep else 10.0 + 3.0 * self._max_steps * self.contract.control_period_s
+            self.client.wait_until(lambda: self._scenes.find(self._over) or self._gate.find(_latched), limit_s,
+                                   f"the end of the episode on {topics.SCENE}")
         finally:
             stop()
-        self.faulted = gate.find(_latched) is not None
+        self.faulted = self._gate.find(_latched) is not None
         outcome = json.loads(self.client.trigger(topics.SIM_SUCCESS)[1])
         return outcome | {"success": False, "failure": True} if self.faulted else outcome
+
+    @property
+    def _max_steps(self) -> int:
+        return self.contract.task(self.task).max_steps
+
+    def _over(self, message: String) -> bool:
+        state = json.loads(message.data)
+        ended = state["success"] or state["failure"] or state["steps"] >= self._max_steps
+        return ended and state["stamp_ns"] >= self._start_ns
 
 
 @contextmanager
@@ -219,9 +242,9 @@ class PolicySeat:
         client.wait_active(self.open(self._processes, checkpoint), START_TIMEOUT_S)
 
 
-def _over(message: String, max_steps: int) -> bool:
-    state = json.loads(message.data)
-    return state["success"] or state["failure"] or state["steps"] >= max_steps
+def in_episode(message: DiagnosticArray, start_ns: int) -> bool:
+    """Whether a gate's status is of the episode that began at `start_ns`, as the answer of /sim/reset tells it."""
+    return diagnostic_values(message.status[0]).get("episode_start_ns") == str(start_ns)
 
 
 def _latched(message: DiagnosticArray) -> bool:

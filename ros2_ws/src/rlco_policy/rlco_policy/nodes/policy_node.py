@@ -23,7 +23,7 @@ from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import RlcoError
 from rlco_common.gate import Source
-from rlco_common.messages import image_from_msg, pose_from_msg
+from rlco_common.messages import diagnostic_values, image_from_msg, pose_from_msg
 from rlco_common.ros import (
     CAMERA_QOS,
     COMMAND_QOS,
@@ -177,7 +177,7 @@ class PolicyNode(RlcoLifecycleNode):
             pose_from_msg(message), stamp_to_ns(message.header.stamp)))
 
     def _on_gate_status(self, message: DiagnosticArray) -> None:
-        source = next((item.value for item in message.status[0].values if item.key == "source"), "")
+        source = diagnostic_values(message.status[0]).get("source", "")
         if source == self._source:
             return
         self._source = source

@@ -21,7 +21,7 @@ from std_msgs.msg import Float64MultiArray, String
 from std_srvs.srv import SetBool, Trigger
 
 from rlco_common import topics
-from rlco_common.episode import EVENT_TOPIC
+from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import DataError, RlcoError
 from rlco_common.ros import (
     COMMAND_QOS,
@@ -123,8 +123,7 @@ class BridgeNode(RlcoLifecycleNode):
         self.live = True
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         if self._lockstep:
-            self._show_again = self.create_timer(JOIN_DELAY_S, self._on_joined, clock=steady)
-            self._show_again.cancel()
+            self._show_again = self.create_timer(JOIN_DELAY_S, self._on_joined, clock=steady, autostart=False)
             self._running_timers.append(self._show_again)
         else:
             self._running_timers.append(self.create_timer(1.0 / self._state_rate_hz, self._step_in_real_time,
@@ -134,24 +133,25 @@ class BridgeNode(RlcoLifecycleNode):
     # -- what services ask for; each raises RlcoError with the reason when it cannot be done, else returns a status text
 
     def new_episode(self) -> str:
-        """Start an episode as the parameters say; paused, it stays so. In lock step every node has its scene on return."""
+        """Start an episode as the parameters say; its event as JSON. In lock step every node has its scene on return."""
         self._require_live()
-        self._new_episode()
+        event = self._new_episode()
         if self._lockstep:
             wait_until_heard(self._event, self._scene)
-        return self._cell.status_text()
+        return event.to_json()
 
-    def _new_episode(self) -> None:
+    def _new_episode(self) -> EpisodeEvent:
         event = self._cell.reset(chosen(self))
         self.get_logger().info(f"episode {event.task}/{event.domain}/{event.seed}: {event.instruction}")
         self._sim_clock.new_episode()
-        stamp_ns = self._stamp_ns()
-        self._deaf_until_ns = stamp_ns + round(RESET_DEAF_S * 1e9)
+        event = replace(event, stamp_ns=self._stamp_ns())
+        self._deaf_until_ns = event.stamp_ns + round(RESET_DEAF_S * 1e9)
         self._gripper, self._commanded = None, False
         self._restart_time()
-        self._event.publish(String(data=replace(event, stamp_ns=stamp_ns).to_json()))
-        self._topics.frames.show_cameras(self._cell.camera_views, stamp_ns)
-        self._show(stamp_ns, images=True)
+        self._event.publish(String(data=event.to_json()))
+        self._topics.frames.show_cameras(self._cell.camera_views, event.stamp_ns)
+        self._show(event.stamp_ns, images=True)
+        return event
 
     def stop(self) -> str:
         """Pause at the start of an episode."""

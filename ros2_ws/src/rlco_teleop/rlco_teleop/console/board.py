@@ -12,7 +12,7 @@ RECORDER_SILENT_S = 3.0     # the recorder once
 CAUSE_S = 4.0               # a refusal or limit is shown this long after it last counted
 ARM_SILENT_S = 1.0
 AUDIT_STATUS = "recorder: audit"
-_GATE_FIELDS = ("state", "source", "policy_enabled", "lead_m", "lead_rad")
+_GATE_FIELDS = ("state", "source", "policy_enabled", "episode_start_ns", "lead_m", "lead_rad")
 
 GATE_HINTS = {
     "IDLE": "ready; nothing is commanded yet",

@@ -18,7 +18,7 @@ from std_msgs.msg import String
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import RlcoError
-from rlco_common.messages import image_from_msg, pose_from_msg
+from rlco_common.messages import diagnostic_values, image_from_msg, pose_from_msg
 from rlco_common.ros import EVENT_QOS, STATE_QOS, RlcoLifecycleNode, declare, declare_contract, run_node
 from rlco_teleop.console import protocol
 from rlco_teleop.console.access import Access, addresses
@@ -122,12 +122,12 @@ class ConsoleNode(RlcoLifecycleNode):
 
     def _on_gate(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            self._board.on_gate({item.key: item.value for item in status.values}, time.monotonic_ns())
+            self._board.on_gate(diagnostic_values(status), time.monotonic_ns())
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             self._board.on_diagnostic(status.name, status.level[0], status.message,
-                                      {item.key: item.value for item in status.values}, time.monotonic_ns())
+                                      diagnostic_values(status), time.monotonic_ns())
 
     def _on_pose(self, message: PoseStamped) -> None:
         self._board.on_pose(pose_from_msg(message), time.monotonic_ns())

@@ -255,7 +255,7 @@ class GateNode(RlcoLifecycleNode):
             self._publish_status()
 
     def _snapshot(self):
-        return self._gate.state, self._gate.source, self._gate.policy_enabled
+        return self._gate.state, self._gate.source, self._gate.policy_enabled, self._gate.episode_start_ns
 
     def _publish_status(self) -> None:
         self._reported = self._snapshot()
@@ -266,7 +266,8 @@ class GateNode(RlcoLifecycleNode):
 
     def _status_message(self) -> DiagnosticArray:
         gate = self._gate
-        values = {"state": gate.state.name, "source": gate.source.name, "policy_enabled": gate.policy_enabled}
+        values = {"state": gate.state.name, "source": gate.source.name, "policy_enabled": gate.policy_enabled,
+                  "episode_start_ns": gate.episode_start_ns}
         if (lead := gate.lead()) is not None:
             values |= {"lead_m": f"{lead[0]:.4f}", "lead_rad": f"{lead[1]:.4f}"}
         values |= {cause.name: count for cause, count in gate.counts.items()}

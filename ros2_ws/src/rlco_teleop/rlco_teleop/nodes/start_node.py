@@ -20,7 +20,7 @@ from std_srvs.srv import SetBool, Trigger
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import DataError, RlcoError
-from rlco_common.messages import pose_from_msg
+from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.observation import joints_by_name
 from rlco_common.ros import (
     COMMAND_QOS,
@@ -121,13 +121,12 @@ class StartNode(RlcoLifecycleNode):
 
     def _on_gate(self, message: DiagnosticArray) -> None:
         for status in message.status:
-            self._view.on_gate({item.key: item.value for item in status.values}, time.monotonic_ns())
+            self._view.on_gate(diagnostic_values(status), time.monotonic_ns())
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for status in message.status:
             if status.name == "recorder":
-                episode = next((item.value for item in status.values if item.key == "episode"), "")
-                self._view.on_recorder(episode, time.monotonic_ns())
+                self._view.on_recorder(diagnostic_values(status).get("episode", ""), time.monotonic_ns())
 
     def _on_joints(self, message: JointState) -> None:
         try:

@@ -21,12 +21,14 @@ from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
-from rlco_common.messages import pose_from_msg
+from rlco_common.episode import event_from_json
+from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.processes import Processes
 from rlco_common.ros import COMMAND_QOS, STATE_QOS
 from rlco_common.ros_client import RosClient, Timeout
 from rlco_common.seeds import REAL_DEMOS
 from rlco_trainer.faults.base import NotTried
+from rlco_trainer.sessions import in_episode
 
 START_TIMEOUT_S = 120.0         # the first scene of a process compiles its shaders
 GATE_RATE_HZ = 20.0
@@ -141,8 +143,9 @@ class FaultGraph:
             self.client.trigger(topics.RECORDER_DISCARD)
         self.client.set_parameters("/sim", seed=next(self._seeds))
         self._prepared(lambda: self.client.wait_until(lambda: self.client.trigger(topics.GATE_REARM)[0], 5, "re-arming"))
-        self.client.must_trigger(topics.SIM_RESET, 30.0)
-        self._prepared(lambda: self.client.wait_until(lambda: self.state() == "IDLE" and len(self.poses), 5, "an idle gate"))
+        start_ns = event_from_json(self.client.must_trigger(topics.SIM_RESET, 30.0)).stamp_ns
+        self._prepared(lambda: self.client.wait_until(
+            lambda: self.state() == "IDLE" and in_episode(self.status.last, start_ns) and len(self.poses), 5, "an idle gate"))
         for inbox in (self.targets, self.poses, self.diagnostics, self.chunks):
             inbox.clear()
 
@@ -205,8 +208,7 @@ class FaultGraph:
 
     def count(self, cause: str) -> int:
         """How often the gate has refused or limited something for this cause."""
-        values = {item.key: item.value for item in self.status.last.status[0].values} if len(self.status) else {}
-        return int(values.get(cause, 0))
+        return int(diagnostic_values(self.status.last.status[0]).get(cause, 0)) if len(self.status) else 0
 
     def target_path(self) -> np.ndarray:
         """[n, 7] position and quaternion of every target since `begin`."""
