@@ -23,7 +23,7 @@ from pathlib import Path
 
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseStamped
-from pipeline import POLICIES, markdown, prepare, rlco
+from pipeline import POLICIES, markdown, prepare, rlco, stage_one
 from std_msgs.msg import Bool
 
 from rlco_common import topics
@@ -43,7 +43,7 @@ def train_and_evaluate(out: Path, task: str, policy: str, options) -> Path:
     cell, real, sim = out / policy, out / "real", out / "sim"
     if not (cell / "sft" / "policy").exists():
         rlco("train", "stage1", f"{task}_stage1", f"out={cell / 'sft'}", f"real={real}", f"sim={sim}",
-             f"steps={options.steps}", "held_out=2", *POLICIES[policy])
+             f"steps={options.steps}", "held_out=2", *stage_one(task, policy))
     if not (cell / "rl_co" / "policy").exists():
         rlco("train", "stage2", f"{task}_stage2", f"out={cell / 'rl_co'}", f"start={cell / 'sft' / 'policy'}",
              f"real={real}", f"replay.demos={sim}", f"time_limit_s={options.stage2}", "min_initial_success=0", "held_out=2")
@@ -152,7 +152,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/bench_deployment"))
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=POLICIES)
     parser.add_argument("--real", type=int, default=12, help="recorded demonstrations of a task")
     parser.add_argument("--sim", type=int, default=80, help="simulated demonstrations of a task")
     parser.add_argument("--steps", type=int, default=400, help="of Stage I")

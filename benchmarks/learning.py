@@ -20,7 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import POLICIES, markdown, prepare, rlco, simulate
+from pipeline import POLICIES, markdown, prepare, rlco, simulate, stage_one
 
 from rlco_common.records import read_records, success_rate
 from rlco_trainer.metrics import read_metrics
@@ -29,8 +29,8 @@ DEMOS = {"push_cube": 45, "pick_place": 600}    # of the twin: few enough that S
 MISSED = {"pick_place": 600}                    # of them in addition, beginning after a missed grasp
 REAL = 25
 SETTINGS = {    # of Stage II, beside the task's configuration; see docs/explanation/stage2_learning.md
-    ("pick_place", "token"): ["policy_config.temperature=0.5", "policy_config.plan_weight=50", "places.weight=10",
-                              "sft_batch_size=8", "replay.batch_size=32", "places.batch_size=16"]}
+    ("pick_place", "token"): ["policy_config.temperature=0.5", "sft_batch_size=8", "replay.batch_size=32",
+                              "places.batch_size=16"]}
 FRESH = 200         # EVALUATION states, and SELECTION states of each measurement
 EVERY = 10          # iterations between two measurements
 
@@ -64,7 +64,7 @@ class Run:
         sim = f"[{','.join(map(str, sims))}]"
         if not (sft / "policy").exists():
             rlco("train", "stage1", f"{self.task}_stage1", f"out={sft}", f"real={real}", f"sim={sim}", f"seed={self.seed}",
-                 *POLICIES[self.policy])
+                 *stage_one(self.task, self.policy))
         if not (self.cell / self.name / "policy").exists():
             rlco("train", "stage2", f"{self.task}_stage2", f"out={self.cell / self.name}", f"start={sft / 'policy'}",
                  f"real={real}", f"replay.demos={sim}", f"seed={self.seed}", "workers=1", "threads=1", "iterations=2000",
@@ -139,7 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench_learning"))
     parser.add_argument("--tasks", nargs="+", choices=list(DEMOS), default=list(DEMOS))
-    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=POLICIES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--minutes", type=float, default=60.0, help="of Stage II, at most")
     parser.add_argument("--target", type=float, default=0.9, help="measured success that ends a run")

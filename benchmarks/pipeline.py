@@ -1,12 +1,23 @@
 """What benchmarks of the whole path share: the commands of the tutorial, and demonstrations to begin with."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-POLICIES = {"flow": [], "token": ["policy=compact_token", "policy_config={}"]}
-"""What Stage I is told, beside a task's configuration, to train compact_flow or compact_token."""
+from rlco_trainer.config import StageOneConfig, load_stage_config
+
+POLICIES = ("flow", "token")    # compact_flow, which the configurations are for, and compact_token
+
+
+def stage_one(task: str, policy: str) -> list[str]:
+    """What Stage I is told beside a task's configuration: of compact_flow's `policy_config` the other keeps the encoder's."""
+    if policy == "flow":
+        return []
+    shipped = load_stage_config(StageOneConfig, f"{task}_stage1", []).policy_config
+    kept = {name: value for name, value in shipped.items() if name == "encoder"}
+    return [f"policy=compact_{policy}", f"policy_config={json.dumps(kept)}"]
 
 
 def rlco(*arguments) -> None:
