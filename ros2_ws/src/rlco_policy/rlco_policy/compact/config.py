@@ -86,7 +86,8 @@ class CompactTokenConfig:
     possible as a whole, so it tries another place; colder, all chunks stay near the plan. label_std_bins: standard deviation
     of the soft labels over neighbouring bins in the supervised loss, 0 = hard labels; what a policy that has learned them
     shakes by from token to token. token_dropout: largest share of the previous tokens that the supervised loss hides from
-    the decoder. plan_weight: see CompactPolicy.plan_error.
+    the decoder. token_weight: of the tokens' cross-entropy, which would else outweigh what teaches the picture's summary
+    where things are. plan_weight: see CompactPolicy.plan_error.
     """
 
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -97,10 +98,13 @@ class CompactTokenConfig:
     temperature: float = 1.0
     label_std_bins: float = 2.0
     token_dropout: float = 1.0
+    token_weight: float = 0.2
     plan_weight: float = 10.0
 
     def __post_init__(self):
         if self.bins < 2 or self.temperature <= 0 or self.label_std_bins < 0 or self.layers < 1:
             raise ValueError("bins >= 2, temperature > 0, label_std_bins >= 0 and layers >= 1 are needed")
+        if self.token_weight <= 0:
+            raise ValueError(f"token_weight {self.token_weight} must be above 0")
         if not 0 <= self.token_dropout <= 1:
             raise ValueError(f"token_dropout {self.token_dropout} must lie in [0, 1]")

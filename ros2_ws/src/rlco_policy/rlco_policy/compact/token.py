@@ -53,7 +53,7 @@ class CompactToken(CompactPolicy):
         return {"shown": uniform((batch, length), generator, self.device) >= hidden_share}
 
     def sft_errors(self, inputs: ModelInputs, actions: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of the action tokens; soft labels over neighbouring bins carry the order of the bins."""
+        """Cross-entropy of the tokens, soft labels over neighbouring bins, and the plan's squared error, both weighted."""
         tokens = self.tokens_of(actions)
         state = self.decoder.begin(self.encode(inputs))
         logits, _ = self.decoder.teacher_forced(state, tokens, draws["shown"])
@@ -66,7 +66,7 @@ class CompactToken(CompactPolicy):
         accuracy = float((logits.detach().argmax(-1) == tokens).float().mean())
         metrics = {"cross_entropy": float(error.detach().mean()), "plan_mse": float(plan.detach().mean()),
                    "token_accuracy": accuracy}
-        return self._by_step(error) + self.config.plan_weight * plan, metrics
+        return self.config.token_weight * self._by_step(error) + self.config.plan_weight * plan, metrics
 
     @torch.no_grad()
     def act(self, inputs: ModelInputs, *, temperature: float = 0.0, generator: torch.Generator | None = None,
