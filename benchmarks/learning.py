@@ -28,9 +28,8 @@ from rlco_trainer.metrics import read_metrics
 DEMOS = {"push_cube": 45, "pick_place": 600}    # of the twin: few enough that Stage I leaves RL something to do
 MISSED = {"pick_place": 600}                    # of them in addition, beginning after a missed grasp
 REAL = 25
-SETTINGS = {    # of Stage II, beside the task's configuration; see docs/explanation/stage2_learning.md
-    ("pick_place", "token"): ["policy_config.temperature=0.5", "sft_batch_size=8", "replay.batch_size=32",
-                              "places.batch_size=16"]}
+# Of Stage II, beside the task's configuration; see docs/explanation/stage2_learning.md
+SETTINGS = {("pick_place", "token"): ["policy_config.temperature=0.5"]}
 FRESH = 200         # EVALUATION states, and SELECTION states of each measurement
 EVERY = 10          # iterations between two measurements
 
