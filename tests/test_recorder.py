@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lifecycle_msgs.msg import Transition
 from mcap.reader import make_reader
+from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sensor_msgs.msg import JointState as JointStateMsg
@@ -386,8 +387,10 @@ class Table:
             shutil.rmtree(directory)
 
     def reset(self, seed):
+        """As the bridge does it: the first observation follows when the event has arrived."""
         self.event.publish(String(data=EpisodeEvent(
             "reset", task="push_cube", instruction="push the red cube", domain="standin", seed=seed).to_json()))
+        self.event.wait_for_all_acked(Duration(seconds=2))
 
     def start(self):
         return self.client.must_trigger(topics.RECORDER_START)

@@ -133,11 +133,10 @@ class BridgeNode(RlcoLifecycleNode):
     # -- what services ask for; each raises RlcoError with the reason when it cannot be done, else returns a status text
 
     def new_episode(self) -> str:
-        """Start an episode as the parameters say; its event as JSON. In lock step every node has its scene on return."""
+        """Start an episode as the parameters say; its event as JSON. Every connected node has its scene on return."""
         self._require_live()
         event = self._new_episode()
-        if self._lockstep:
-            wait_until_heard(self._event, self._scene)
+        wait_until_heard(self._scene)
         return event.to_json()
 
     def _new_episode(self) -> EpisodeEvent:
@@ -147,8 +146,9 @@ class BridgeNode(RlcoLifecycleNode):
         event = replace(event, stamp_ns=self._stamp_ns())
         self._deaf_until_ns = event.stamp_ns + round(RESET_DEAF_S * 1e9)
         self._gripper, self._commanded = None, False
-        self._restart_time()
         self._event.publish(String(data=event.to_json()))
+        wait_until_heard(self._event)       # or a node would take the first observation for one of the episode before
+        self._restart_time()
         self._topics.frames.show_cameras(self._cell.camera_views, event.stamp_ns)
         self._show(event.stamp_ns, images=True)
         return event
