@@ -237,6 +237,15 @@ def test_rearming_is_deliberate_and_survives_a_reset():
     assert robot.gate.state is GateState.STOPPED
 
 
+def test_rearming_begins_no_other_episode():
+    robot = Robot()
+    robot.step()
+    robot.gate.reset(episode_start_ns=5_000_000)
+    robot.gate.stop()
+    assert robot.gate.rearm(robot.now_ns) is None
+    assert robot.gate.episode_start_ns == 5_000_000
+
+
 # -- staleness
 
 def test_silence_holds_the_last_target_and_never_zero():

@@ -227,7 +227,7 @@ class Gate:
         """Clear a stop or fault; returns the reason when refused. The next command starts at the measured pose."""
         if self._deadman_held(now_ns):
             return "the dead-man is held; release it first, then re-arm"
-        self.reset()
+        self.reset(self.episode_start_ns)
         self.state = GateState.IDLE
         return None
 
