@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import aiohttp
@@ -22,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rcl_interfaces.srv import GetParameters
 from rclpy.parameter import parameter_value_to_python
-from std_msgs.msg import Bool
+from std_msgs.msg import Bool, String
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
@@ -595,10 +596,17 @@ def test_an_episode_is_recorded_judged_and_listed_with_its_audit(cell):
 
 
 def test_a_new_scene_brings_another_instruction_and_seed(cell):
+    scenes = cell.client.subscribe(String, topics.SCENE, STATE_QOS, matched_s=10)
     with closing(cell.operator()) as tab:
         seed = int(tab.text("#task").rsplit("scene ", 1)[1])
         tab.click("#scene")
         tab.wait_text("#task", f"scene {seed + 1}", 20)
+
+    def begun():
+        steps = [json.loads(message.data)["steps"] for message in scenes.messages]
+        return any(after < before for before, after in pairwise(steps))
+
+    cell.client.wait_until(begun, 10, "the new scene on the table, and the arm at its start")
 
 
 def test_stop_works_for_a_watching_page_latches_the_gate_and_is_cleared_deliberately(cell):
