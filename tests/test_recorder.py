@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lifecycle_msgs.msg import Transition
 from mcap.reader import make_reader
-from rclpy.duration import Duration
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from sensor_msgs.msg import JointState as JointStateMsg
@@ -42,6 +41,7 @@ from rlco_common.ros import (
     pose_to_msg,
 )
 from rlco_common.ros_client import RosClient
+from rlco_sim_bridge.ros import wait_until_heard
 from rlco_teleop.audit_report import EpisodeAudit
 from rlco_teleop.bags import (
     AUDIT_KEY,
@@ -390,7 +390,7 @@ class Table:
         """As the bridge does it: the first observation follows when the event has arrived."""
         self.event.publish(String(data=EpisodeEvent(
             "reset", task="push_cube", instruction="push the red cube", domain="standin", seed=seed).to_json()))
-        self.event.wait_for_all_acked(Duration(seconds=2))
+        wait_until_heard(self.event)
 
     def start(self):
         return self.client.must_trigger(topics.RECORDER_START)

@@ -54,8 +54,7 @@ class Session:
 
         On return the gate has heard of the reset: what it is told from then on holds for this episode.
         """
-        self.client.set_parameters("/sim", seed=seed)
-        self._start_ns = event_from_json(self.client.must_trigger(topics.SIM_RESET, timeout_s=30.0)).stamp_ns
+        self._start_ns = reset_scene(self.client, seed)
         if self.faulted:
             self.client.must_trigger(topics.GATE_REARM)
             self.faulted = False
@@ -240,6 +239,12 @@ class PolicySeat:
             return
         self._processes.stop(POLICY_MODULE.rpartition(".")[2])
         client.wait_active(self.open(self._processes, checkpoint), START_TIMEOUT_S)
+
+
+def reset_scene(client: RosClient, seed: int) -> int:
+    """Let the bridge begin episode `seed`; the stamp of its first observation, nanoseconds. See `in_episode`."""
+    client.set_parameters("/sim", seed=seed)
+    return event_from_json(client.must_trigger(topics.SIM_RESET, timeout_s=30.0)).stamp_ns
 
 
 def in_episode(message: DiagnosticArray, start_ns: int) -> bool:

@@ -130,7 +130,7 @@ class BridgeNode(RlcoLifecycleNode):
                                                           clock=steady))
         self._running_timers.append(self.create_timer(DIAGNOSTICS_PERIOD_S, self._diagnose, clock=steady))
 
-    # -- what services ask for; each raises RlcoError with the reason when it cannot be done, else returns a status text
+    # -- what services ask for; each raises RlcoError with the reason when it cannot be done, else returns a text
 
     def new_episode(self) -> str:
         """Start an episode as the parameters say; its event as JSON. Every connected node has its scene on return."""

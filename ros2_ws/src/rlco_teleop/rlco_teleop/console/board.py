@@ -12,7 +12,6 @@ RECORDER_SILENT_S = 3.0     # the recorder once
 CAUSE_S = 4.0               # a refusal or limit is shown this long after it last counted
 ARM_SILENT_S = 1.0
 AUDIT_STATUS = "recorder: audit"
-_GATE_FIELDS = ("state", "source", "policy_enabled", "episode_start_ns", "lead_m", "lead_rad")
 
 GATE_HINTS = {
     "IDLE": "ready; nothing is commanded yet",
@@ -53,7 +52,7 @@ class Board:
 
     def on_gate(self, values: Mapping[str, str], now_ns: int) -> None:
         """The gate's status: state, source, and a count per cause."""
-        counts = {key: int(value) for key, value in values.items() if key not in _GATE_FIELDS and value.isdigit()}
+        counts = {key: int(value) for key, value in values.items() if key.isupper() and value.isdigit()}
         first = self._gate_ns is None
         for cause, count in counts.items():
             if not first and count > self._counts.get(cause, 0):

@@ -21,14 +21,13 @@ from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
-from rlco_common.episode import event_from_json
 from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.processes import Processes
 from rlco_common.ros import COMMAND_QOS, STATE_QOS
 from rlco_common.ros_client import RosClient, Timeout
 from rlco_common.seeds import REAL_DEMOS
 from rlco_trainer.faults.base import NotTried
-from rlco_trainer.sessions import in_episode
+from rlco_trainer.sessions import in_episode, reset_scene
 
 START_TIMEOUT_S = 120.0         # the first scene of a process compiles its shaders
 GATE_RATE_HZ = 20.0
@@ -141,9 +140,8 @@ class FaultGraph:
         self.disturb("")
         if "recorder" in self._started_with:
             self.client.trigger(topics.RECORDER_DISCARD)
-        self.client.set_parameters("/sim", seed=next(self._seeds))
         self._prepared(lambda: self.client.wait_until(lambda: self.client.trigger(topics.GATE_REARM)[0], 5, "re-arming"))
-        start_ns = event_from_json(self.client.must_trigger(topics.SIM_RESET, 30.0)).stamp_ns
+        start_ns = reset_scene(self.client, next(self._seeds))
         self._prepared(lambda: self.client.wait_until(
             lambda: self.state() == "IDLE" and in_episode(self.status.last, start_ns) and len(self.poses), 5, "an idle gate"))
         for inbox in (self.targets, self.poses, self.diagnostics, self.chunks):
