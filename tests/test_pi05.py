@@ -192,6 +192,18 @@ def test_a_checkpoint_leaves_the_frozen_model_to_its_base_and_stands_alone_when_
         assert torch.equal(load_policy(saved).act(inputs), own.act(inputs))
 
 
+def test_a_checkpoint_loads_in_the_precision_that_is_asked_for(policy, inputs, tmp_path):
+    """Each weight in the model's own, whatever the file holds: bfloat16 after a Stage I in float32, and back."""
+    changes = {"dtype": "bfloat16", "trains": "expert"}
+    wanted = {name: tensor.dtype for name, tensor in make_policy("pi05", pi05_config(**changes)).state_dict().items()}
+    half = load_policy(save_policy(policy, tmp_path / "float32"), config_changes=changes)
+    assert {name: tensor.dtype for name, tensor in half.state_dict().items()} == wanted
+    assert set(wanted.values()) == {torch.float32, torch.bfloat16}
+    torch.testing.assert_close(half.act(inputs), policy.act(inputs), atol=1e-2, rtol=0)
+    back = load_policy(save_policy(half, tmp_path / "bfloat16"), config_changes={"dtype": "float32"})
+    assert {tensor.dtype for tensor in back.state_dict().values()} == {torch.float32}
+
+
 # -- stages and parts
 
 

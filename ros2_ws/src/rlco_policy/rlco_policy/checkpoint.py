@@ -62,7 +62,8 @@ def load_policy(directory: str | Path, contract: Contract | None = None,
                 config_changes: dict[str, Any] | None = None) -> VLAPolicy:
     """Load a policy on the CPU. With `contract`, a checkpoint made under another one raises ContractMismatch.
 
-    config_changes: fields of the policy's configuration to replace, nested as it is; the weights have to fit still.
+    config_changes: fields of the policy's configuration to replace, nested as it is; the weights have to fit still and take the
+    dtypes that it asks for.
 
     Raises DataError when a file is missing or damaged, statistics or configuration were altered, weight names or shapes
     do not fit, or the base model that it builds on is not to be had.
@@ -178,7 +179,7 @@ def _load_weights(policy: VLAPolicy, weights: dict[str, torch.Tensor], base: dic
     adopt = any(tensor.is_meta for tensor in own.values())
     if adopt:       # into memory aligned as a new tensor's: how a file lies in memory may change the last bit of a product
         for name in weights:
-            weights[name] = weights[name].clone()
+            weights[name] = weights[name].to(own[name].dtype, copy=True)
     policy.load_state_dict(weights, strict=not base, assign=adopt)
     if base:
         policy.load_base(absent, base)
