@@ -1,6 +1,8 @@
 """pi-0.5: equal to LeRobot's own loss and sampling, its checkpoints read and written, an exact chain likelihood."""
 
 import dataclasses
+import json
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -166,21 +168,88 @@ def test_another_model_is_refused_by_name(exported, tmp_path):
         make_policy("pi05", pi05_config(pretrained=str(tmp_path)))
 
 
-def test_the_statistics_of_a_fine_tuned_checkpoint_are_used_and_kept(exported, tmp_path, inputs):
-    path = next(exported.glob("policy_preprocessor*normalizer*.safetensors"))
-    stored = load_file(path)
-    stored["action.q99"] = stored["action.q99"] / 2
-    content = path.read_bytes()
-    try:
+CONSTANT = 3
+"""A dimension of state and action that never moved in the data of the fine-tuned checkpoints here."""
+
+
+def fine_tuned(exported, folder, modes=None, relative=False, drop=()):
+    """A LeRobot checkpoint with the statistics of other data, normalised by `modes`, as LeRobot would have written it."""
+    shutil.copytree(exported, folder)
+    for name in ("config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
+        content = json.loads((folder / name).read_text())
+        mapping = content["normalization_mapping"] if "steps" not in content else next(
+            step["config"]["norm_map"] for step in content["steps"] if "normalizer" in step["registry_name"])
+        mapping.update(modes or {})
+        for step in content.get("steps", ()):
+            if step["registry_name"] == "relative_actions_processor":
+                step["config"]["enabled"] = relative
+        (folder / name).write_text(json.dumps(content))
+    stored = {}
+    for feature, size in ((ACTION, 7), ("observation.state", 10)):
+        data = 0.02 * torch.randn((500, size), generator=generator(size)) + 0.01
+        data[:, CONSTANT] = 0.3
+        names = {"mean": data.mean(0), "std": data.std(0), "min": data.amin(0), "max": data.amax(0)}
+        names |= {f"q{q:02d}": data.quantile(q / 100, 0) for q in (1, 10, 90, 99)}
+        names["std"][CONSTANT], names["mean"][CONSTANT] = 0.0, 0.3
+        stored |= {f"{feature}.{name}": value for name, value in names.items() if name not in drop}
+    for path in folder.glob("policy_*normalizer*.safetensors"):
         save_file(stored, path)
-        own = make_policy("pi05", pi05_config(pretrained=str(exported), statistics="checkpoint"))
-    finally:
-        path.write_bytes(content)
-    assert own.normalizer.q99[0] == pytest.approx(0.025)
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["QUANTILES", "MEAN_STD", "MIN_MAX", "QUANTILE10", "IDENTITY"])
+def test_a_fine_tuned_checkpoint_is_normalised_as_lerobot_does(exported, lerobot, tmp_path, mode):
+    """State by its tokens and actions both ways, in every mode, with a dimension that never moved."""
+    folder = fine_tuned(exported, tmp_path / "tuned", {"STATE": mode, "ACTION": mode})
+    own = make_policy("pi05", pi05_config(pretrained=str(folder), statistics="checkpoint"))
+    before, after = make_pre_post_processors(lerobot.config, pretrained_path=str(folder), preprocessor_overrides={
+        "tokenizer_processor": {"tokenizer_name": str(exported / "tokenizer")}})
+    obs, target = observations(size=56), 0.02 * torch.randn((BATCH, 7), generator=generator(3))
+    obs.proprio[::2, CONSTANT] = target[:, CONSTANT] = 0.3
+    tokens = own.preprocess(obs)["tokens"]
+    for i in range(BATCH):
+        theirs = before({"observation.state": obs.proprio[i], "task": obs.instruction[i], ACTION: target[i],
+                         "observation.images.front_camera": obs.images["front_camera"][i].permute(2, 0, 1).float() / 255})
+        assert torch.equal(theirs[OBS_LANGUAGE_TOKENS][0], tokens[i].long())
+        torch.testing.assert_close(own.normalizer.normalise(target[i]), theirs[ACTION][0], atol=1e-5, rtol=0)
+    unit = torch.randn((BATCH, 7), generator=generator(4))
+    low, high = torch.tensor(CONTRACT.action.low).float(), torch.tensor(CONTRACT.action.high).float()
+    torch.testing.assert_close(own.normalizer.denormalise(unit), after(unit).maximum(low).minimum(high), atol=1e-6, rtol=0)
+    assert own.normalizer.normalise(target + 1).abs().max() < 1e3, "motion where there was none is no target of millions"
+
+
+def test_the_normalisation_of_a_fine_tuned_checkpoint_is_kept_and_written_back(exported, tmp_path):
+    folder = fine_tuned(exported, tmp_path / "tuned", {"STATE": "MEAN_STD", "ACTION": "MIN_MAX"})
+    own = make_policy("pi05", pi05_config(pretrained=str(folder), statistics="checkpoint"))
     loaded = load_policy(save_policy(own, tmp_path / "a", whole=True))
-    assert torch.equal(loaded.normalizer.q99, own.normalizer.q99) and torch.equal(loaded.state_low, own.state_low)
+    again = make_policy("pi05", pi05_config(pretrained=str(write_lerobot(loaded, tmp_path / "b")), statistics="checkpoint"))
+    obs, target = observations(size=56), actions(own)
+    for other in (loaded, again):
+        assert torch.equal(other.preprocess(obs)["tokens"], own.preprocess(obs)["tokens"])
+        assert torch.equal(other.normalizer.normalise(target), own.normalizer.normalise(target))
     with pytest.raises(ConfigError, match="needs pretrained"):
         make_policy("pi05", pi05_config(statistics="checkpoint"))
+
+
+def test_what_a_checkpoint_does_and_we_do_not_is_refused_by_name(exported, tmp_path):
+    def refused(match, name, **changes):
+        folder = fine_tuned(exported, tmp_path / name, **changes)
+        with pytest.raises((DataError, ConfigError), match=match):
+            make_policy("pi05", pi05_config(pretrained=str(folder), statistics="checkpoint"))
+        return folder
+
+    refused(r"lacks action.std, which MEAN_STD needs", "short", modes={"ACTION": "MEAN_STD"}, drop=("std",))
+    refused(r"relative to the state \(use_relative_actions\)", "relative", relative=True)
+    refused(r"pictures are normalised by MEAN_STD", "pictures", modes={"VISUAL": "MEAN_STD"})
+    folder = refused(r"normalised by LOGARITHM; known are MEAN_STD", "other", modes={"STATE": "LOGARITHM"})
+    config = json.loads((folder / "config.json").read_text())
+    config["normalization_mapping"]["STATE"] = "QUANTILES"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"correct the one that is wrong"):
+        make_policy("pi05", pi05_config(pretrained=str(folder), statistics="checkpoint"))
+    (folder / "policy_preprocessor.json").unlink()
+    with pytest.raises(DataError, match=r"stores no normalisation .* use statistics: contract"):
+        make_policy("pi05", pi05_config(pretrained=str(folder), statistics="checkpoint"))
 
 
 def test_a_checkpoint_leaves_the_frozen_model_to_its_base_and_stands_alone_when_little_is_frozen(exported, tmp_path, inputs):

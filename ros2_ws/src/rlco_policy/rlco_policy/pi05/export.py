@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+from lerobot.configs import NormalizationMode
 from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
 from lerobot.processor import (
     AbsoluteActionsProcessorStep,
@@ -21,7 +22,6 @@ from rlco_policy.lora import merged_state
 from rlco_policy.pi05.model import EMBEDDING, EXPERT_HEAD, LANGUAGE_HEAD, lerobot_config
 from rlco_policy.pi05.policy import Pi05
 from rlco_policy.pi05.text import PAD
-from rlco_policy.quantiles import QuantileNormalizer
 
 TOKENIZER = "tokenizer"
 PUBLISHED_TOKENIZER = "google/paligemma-3b-pt-224"
@@ -38,6 +38,8 @@ def write_lerobot(policy: Pi05, directory: str | Path) -> Path:
         (staging / TOKENIZER).mkdir()
         (staging / TOKENIZER / "tokenizer.json").write_bytes(policy.small_files["tokenizer.json"])
         config = lerobot_config(policy.config, policy.cameras, policy.spec.proprio_dim, policy.spec.action_dim)
+        if policy.stored is not None:
+            config.normalization_mapping = {kind: NormalizationMode(mode) for kind, mode in policy.stored.modes.items()}
         config.save_pretrained(staging)
         state = merged_state(policy.model)
         width = policy.config.expert.width
@@ -49,14 +51,12 @@ def write_lerobot(policy: Pi05, directory: str | Path) -> Path:
 
 
 def statistics(policy: Pi05) -> dict[str, dict[str, torch.Tensor]]:
-    """The quantiles that the policy normalises by, as LeRobot's processors take them."""
-    normalizer = policy.normalizer
-    if isinstance(normalizer, QuantileNormalizer):
-        low, high = normalizer.q01, normalizer.q99
-    else:
-        low, high = normalizer.low, normalizer.high
-    return {ACTION: {"q01": low.cpu(), "q99": high.cpu()},
-            OBS_STATE: {"q01": policy.state_low.cpu(), "q99": policy.state_high.cpu()}}
+    """What the policy normalises by, as LeRobot's processors take it: the checkpoint's statistics, or limits as quantiles."""
+    if policy.stored is not None:
+        return policy.stored.statistics
+    low, high = policy.state_quantiles()
+    return {ACTION: {"q01": policy.normalizer.low.cpu(), "q99": policy.normalizer.high.cpu()},
+            OBS_STATE: {"q01": low, "q99": high}}
 
 
 def _write_processors(policy: Pi05, config, directory: Path) -> None:

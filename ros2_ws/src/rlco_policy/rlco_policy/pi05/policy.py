@@ -7,11 +7,10 @@ sigma_k * eps has a likelihood, which PPO needs; without the noise it is the ODE
 import itertools
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
+from lerobot.utils.constants import ACTION, OBS_STATE
 from torch import Tensor, nn
 
 from rlco_common.contract import Contract
@@ -44,9 +43,9 @@ from rlco_policy.pi05.model import (
     run_prefix,
     unused,
 )
+from rlco_policy.pi05.normalisation import Scale, StoredNormalisation, StoredNormalizer
 from rlco_policy.pi05.text import PAD, StatePrompt
 from rlco_policy.pretrained import PretrainedPolicy, without_weights
-from rlco_policy.quantiles import QuantileNormalizer
 from rlco_policy.reinflow import HALF_LOG_2PI, exploration_std, join_entries, start_entries, transition_entries
 from rlco_policy.statistics import Statistics
 
@@ -54,7 +53,6 @@ NORMAL_Q99 = 2.326      # 99 % quantile of the standard normal
 TIME_ALPHA, TIME_OFFSET = 1.5, 0.001        # pi-0.5 trains at times 0.001 + 0.999 Beta(1.5, 1)
 NOISE_HIDDEN = (128, 64)
 EXPERT_PARTS = (f"{BACKBONE}gemma_expert.", "action_in_proj.", "action_out_proj.", "time_mlp_in.", "time_mlp_out.")
-STATISTICS_FILE = "normalizer_statistics.safetensors"
 
 
 class Pi05(PretrainedPolicy):
@@ -112,7 +110,7 @@ class Pi05(PretrainedPolicy):
     # -- inputs
 
     def preprocess(self, obs: ObsBatch, *, train: bool = False, generator: torch.Generator | None = None) -> ModelInputs:
-        state = self._normalise_state(require_finite(obs.proprio).to(self.device, torch.float32))
+        state = self.state_scale.unit(require_finite(obs.proprio).to(self.device, torch.float32))
         images = policy_images(obs, self.cameras, self.spec.image_size, self.device)
         tokens = torch.from_numpy(self.prompt.encode(obs.instruction, state)).to(self.device)
         inputs = {"images": torch.stack(images, 1), "tokens": tokens}
@@ -244,9 +242,6 @@ class Pi05(PretrainedPolicy):
     def _pad(self, actions: Tensor) -> Tensor:
         return nn.functional.pad(actions, (0, self.config.action_width - actions.shape[-1]))
 
-    def _normalise_state(self, state: Tensor) -> Tensor:
-        return 2.0 * (state - self.state_low) / (self.state_high - self.state_low) - 1.0
-
     # -- weights and files
 
     def _trainable(self, name: str, part: Literal["all", "expert"]) -> bool:
@@ -279,29 +274,19 @@ class Pi05(PretrainedPolicy):
         """Tokenizer and normalisation, from a saved policy's assets, the base model or the folder in the config."""
         self.prompt = StatePrompt(read_tokenizer(tokenizer), self.config.max_prompt_tokens, self.config.state_in_prompt)
         self.small_files = {"tokenizer.json": (tokenizer / "tokenizer.json").read_bytes()}
-        mean, std = self.statistics.mean, self.statistics.std
-        low, high = mean - NORMAL_Q99 * std, mean + NORMAL_Q99 * std
+        self.stored: StoredNormalisation | None = None
         if self.config.statistics == "checkpoint":
-            path, stored = read_statistics(statistics)
-            self.small_files[STATISTICS_FILE] = path.read_bytes()
-            low, high = stored["observation.state.q01"].numpy(), stored["observation.state.q99"].numpy()
-            if low.shape != mean.shape:
-                raise ConfigError(f"{path}: state statistics of {len(low)} numbers, the contract's proprioception has "
-                                  f"{len(mean)}")
-            action = {name: stored[f"action.{name}"].tolist() for name in ("q01", "q99")}
-            self.normalizer = QuantileNormalizer(self.contract.action, action, str(path))
-        self.register_buffer("state_low", torch.from_numpy(np.array(low)), persistent=False)
-        self.register_buffer("state_high", torch.from_numpy(np.array(high)), persistent=False)
+            self.stored = StoredNormalisation.read(statistics)
+            self.small_files |= self.stored.files
+            self.state_scale = self.stored.scale(OBS_STATE, self.spec.proprio_dim)
+            self.normalizer = StoredNormalizer(self.contract.action, self.stored.scale(ACTION, self.spec.action_dim))
+            return
+        self.state_scale = Scale("QUANTILES", *self.state_quantiles())
 
-
-def read_statistics(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The statistics that LeRobot's normaliser stored beside a checkpoint."""
-    paths = [folder / STATISTICS_FILE, *sorted(folder.glob("policy_preprocessor*normalizer*.safetensors"))]
-    for path in paths:
-        if path.is_file():
-            return path, load_file(path)
-    raise DataError(f"{folder} stores no normalisation statistics (policy_preprocessor_*_normalizer_*.safetensors); use "
-                    "statistics: contract")
+    def state_quantiles(self) -> tuple[Tensor, Tensor]:
+        """1 % and 99 % of the dataset's proprioception, were it normal."""
+        mean, std = torch.from_numpy(self.statistics.mean), torch.from_numpy(self.statistics.std)
+        return mean - NORMAL_Q99 * std, mean + NORMAL_Q99 * std
 
 
 def _mlp(widths: tuple[int, ...], activation: type[nn.Module]) -> nn.Sequential:
