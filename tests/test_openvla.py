@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -203,6 +204,32 @@ def test_the_statistics_of_the_checkpoint_are_used_and_kept(published, tmp_path)
     assert own.normalizer.q99[1] == pytest.approx(0.06)
     save_policy(own, tmp_path / "a", whole=True)
     assert torch.equal(load_policy(tmp_path / "a").normalizer.q99, own.normalizer.q99)
+
+
+def test_the_statistics_of_the_checkpoint_are_written_back_as_they_were(published, tmp_path):
+    """The whole entry: mean, std, proprioception and the last digit, and the other entries beside it."""
+    base = shutil.copytree(published, tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    entry = config["norm_stats"]["bridge_orig"]
+    entry["action"] |= {"mean": [0.1] * 7, "std": [1 / 3] * 7, "min": [-0.7] * 7, "max": [0.9] * 7}
+    entry["action"]["q01"] = [-0.1 + i / 1000 for i in range(7)]
+    entry |= {"proprio": {"mean": [0.2] * 7, "std": [0.3] * 7}, "num_transitions": 5}
+    (base / "config.json").write_text(json.dumps(config))
+    (base / "dataset_statistics.json").write_text(json.dumps({"another": {"action": {}}}))
+    own = load_policy(save_policy(golden_policy(base, unnorm_key="bridge_orig"), tmp_path / "saved"))
+    written = write_openvla(own, tmp_path / "written")
+    assert json.loads((written / "config.json").read_text()) == config
+    assert json.loads((written / "dataset_statistics.json").read_text()) == {"another": {"action": {}}, "bridge_orig": entry}
+    again = golden_policy(written, unnorm_key="bridge_orig")
+    assert torch.equal(again.normalizer.q01, own.normalizer.q01) and torch.equal(again.normalizer.q99, own.normalizer.q99)
+
+
+def test_the_limits_of_the_contract_are_written_to_the_last_digit(policy, tmp_path):
+    written = write_openvla(policy, tmp_path / "written")
+    for name, read in (("config.json", lambda content: content["norm_stats"]), ("dataset_statistics.json", dict)):
+        entry = read(json.loads((written / name).read_text()))["rlco_panda_tabletop"]["action"]
+        assert entry["q01"] == entry["min"] == list(CONTRACT.action.low)
+        assert entry["q99"] == entry["max"] == list(CONTRACT.action.high) and entry["mask"] == [True] * 7
 
 
 # -- prompts

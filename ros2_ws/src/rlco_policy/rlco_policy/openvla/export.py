@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,8 @@ def write_openvla(policy: OpenVla, directory: str | Path, *, dtype: torch.dtype 
                   shard_bytes: int = 7_000_000_000) -> Path:
     """Write weights, config.json with this policy's action statistics, tokenizer and the other files of its base.
 
-    `unnorm_key` in OpenVLA's code is then the policy's own, or `rlco_<contract>` where the contract's limits are used.
+    `unnorm_key` in OpenVLA's code is then the policy's own, whose entry stays as the base has it, or `rlco_<contract>` where
+    the contract's limits are used.
     dtype: of the weights, the published one by default; None keeps the policy's. `directory` must not exist yet.
     """
     directory = Path(directory).absolute()
@@ -32,14 +34,30 @@ def write_openvla(policy: OpenVla, directory: str | Path, *, dtype: torch.dtype 
 
 
 def _write_config(policy: OpenVla, directory: Path) -> None:
-    path = directory / "config.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else _new_config(policy)
-    content["norm_stats"] = content.get("norm_stats", {}) | policy.norm_stats
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    (directory / "dataset_statistics.json").write_text(json.dumps(policy.norm_stats, indent=2) + "\n", encoding="utf-8")
+    """OpenVLA's code reads action statistics from config.json, or from dataset_statistics.json where there is one."""
+    path, beside = directory / "config.json", directory / "dataset_statistics.json"
+    content = _read(path) or _new_config(policy)
+    own = _norm_stats(policy, content)
+    content["norm_stats"] = content.get("norm_stats", {}) | own
+    for file, written in ((path, content), (beside, _read(beside) | own)):
+        file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def _new_config(policy: OpenVla) -> dict:
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _norm_stats(policy: OpenVla, config: dict[str, Any]) -> dict[str, Any]:
+    """The policy's key and its entry: the base's as it is, or the contract's limits as quantiles."""
+    key = policy.config.unnorm_key
+    if key:
+        return {key: config["norm_stats"][key]}
+    low, high = policy.contract.action.low.tolist(), policy.contract.action.high.tolist()
+    return {f"rlco_{policy.contract.name}": {
+        "action": {"q01": low, "q99": high, "min": low, "max": high, "mask": [True] * len(low)}}}
+
+
+def _new_config(policy: OpenVla) -> dict[str, Any]:
     config = policy.config
     return {
         "architectures": ["OpenVLAForActionPrediction"], "model_type": "openvla", "arch_specifier": "no-align+fused-gelu-mlp",

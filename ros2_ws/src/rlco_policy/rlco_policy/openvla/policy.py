@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -207,17 +206,6 @@ class OpenVla(PretrainedPolicy):
             norm_stats = ModelFolder(folder).json("config.json").get("norm_stats", {})
             statistics = action_statistics(norm_stats, self.config.unnorm_key, f"{folder / 'config.json'}")
             self.normalizer = QuantileNormalizer(self.contract.action, statistics, str(folder / "config.json"))
-
-    @property
-    def norm_stats(self) -> dict[str, Any]:
-        """The action statistics to publish with the weights, under the policy's key, in OpenVLA's form."""
-        if isinstance(self.normalizer, QuantileNormalizer):
-            low, high, mask = self.normalizer.q01, self.normalizer.q99, self.normalizer.mask
-        else:
-            low, high = self.normalizer.low, self.normalizer.high
-            mask = torch.ones_like(low, dtype=torch.bool)
-        entry = {"q01": low.tolist(), "q99": high.tolist(), "min": low.tolist(), "max": high.tolist(), "mask": mask.tolist()}
-        return {self.config.unnorm_key or f"rlco_{self.contract.name}": {"action": entry}}
 
 
 def _build(config: OpenVlaConfig, *, blank: bool) -> OpenVlaModel:
