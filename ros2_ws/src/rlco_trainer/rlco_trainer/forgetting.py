@@ -1,6 +1,7 @@
 """Watches whether RL makes the policy forget the real data, and can keep it from doing so."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,23 +9,37 @@ from torch import Tensor
 from rlco_policy.interface import VLAPolicy
 from rlco_trainer.batches import SftBatch
 from rlco_trainer.config import BetaControl, PpoConfig
+from rlco_trainer.peers import ALONE, Peers
 from rlco_trainer.ppo import RlBatch, total_loss
 from rlco_trainer.updates import acting_weights
 
 
-def gradient_cosine(policy: VLAPolicy, rl: RlBatch, sft: SftBatch, config: PpoConfig) -> float:
-    """Cosine between the gradients of L_RL and L_SFT(real) on the acting weights: below 0 they pull apart."""
+def gradient_cosine(policy: VLAPolicy, rl: RlBatch, sft: SftBatch, config: PpoConfig, *, micro_batches: int = 1,
+                    peers: Peers = ALONE) -> float:
+    """Cosine between the gradients of L_RL and L_SFT(real) on the acting weights: below 0 they pull apart.
+
+    Micro-batches and processes add up to the whole batches' gradients, as in update_step. Leaves no gradient behind.
+    """
     acting = acting_weights(policy)
-    first = _gradient(total_loss(policy, rl, None, 0.0, config)[0], acting)
-    second = _gradient(total_loss(policy, None, sft, 1.0, config)[0], acting)
-    norm = float(first.norm() * second.norm())
-    return float(first @ second) / norm if norm > 0 else math.nan
+
+    def gradient(batch: RlBatch | SftBatch, loss_of: Callable[[RlBatch | SftBatch], Tensor]) -> list[Tensor]:
+        policy.zero_grad(set_to_none=True)
+        for index in peers.parts(len(batch), micro_batches):
+            part = batch.part(index)
+            (len(part) / len(batch) * loss_of(part)).backward()
+        peers.sum_gradients(acting)
+        found = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in acting]
+        policy.zero_grad(set_to_none=True)
+        return found
+
+    first = gradient(rl, lambda part: total_loss(policy, part, None, 0.0, config)[0])
+    second = gradient(sft, lambda part: total_loss(policy, None, part, 1.0, config)[0])
+    norm = math.sqrt(_product(first, first) * _product(second, second))
+    return _product(first, second) / norm if norm > 0 else math.nan
 
 
-def _gradient(loss: Tensor, parameters: list[Tensor]) -> Tensor:
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    return torch.cat([(torch.zeros_like(parameter) if gradient is None else gradient).flatten()
-                      for parameter, gradient in zip(parameters, gradients, strict=True)])
+def _product(first: list[Tensor], second: list[Tensor]) -> float:
+    return sum(float((a * b).sum()) for a, b in zip(first, second, strict=True))
 
 
 class BetaController:
