@@ -195,7 +195,8 @@ class StageTwo:
             sft = None if critic_only or self.anchor.beta == 0 else self._real_batch()
             cosine = {}
             if i == 0 and sft is not None and config.cosine_every and self.step % config.cosine_every == 0:
-                cosine = {"rl/sft_gradient_cosine": gradient_cosine(self.policy, rl, sft, config.ppo)}
+                cosine = {"rl/sft_gradient_cosine": gradient_cosine(self.policy, rl, sft, config.ppo,
+                                                                    micro_batches=config.micro_batches, peers=self.peers)}
             row = update_step(self.policy, self.optimizer, rl, sft, config, beta=self.anchor.beta,
                               critic_only=critic_only, peers=self.peers)
             self.average.update()
