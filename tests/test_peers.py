@@ -10,6 +10,7 @@ from policies import make_policy, weights
 from test_stage2_loss import real_batch, synthetic_rollout
 from test_training import stage1_config, stage2_config
 
+from rlco_common.errors import ConfigError
 from rlco_policy.checkpoint import load_policy
 from rlco_trainer.config import PlacesConfig, PpoConfig, ReplayConfig, StageTwoConfig
 from rlco_trainer.metrics import read_metrics
@@ -29,6 +30,19 @@ def torchrun(processes: int, *arguments: str) -> None:
 def test_parts_cover_a_batch_once_over_all_processes(total, size, micro_batches):
     parts = [part for rank in range(size) for part in Peers(rank, size).parts(total, micro_batches)]
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(total))
+
+
+def test_processes_do_not_share_a_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert Peers.join("cuda") == Peers(1, 2)
+    assert chosen == [1]
+    with pytest.raises(ConfigError, match="device=cuda:0 would be the same for all 2 processes"):
+        Peers.join("cuda:0")
 
 
 @pytest.mark.long

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from rlco_common.errors import ConfigError
 from rlco_trainer.batches import slices
 
 TIMEOUT = timedelta(minutes=30)     # a rollout may take that long; a dead peer is noticed by torchrun at once
@@ -27,12 +28,20 @@ class Peers:
 
     @classmethod
     def join(cls, device: str) -> "Peers":
-        """Join the process group that torchrun's environment names, or stay alone."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
+        """Join the process group that torchrun's environment names, or stay alone.
+
+        device: `cuda` is another one in each process of a machine, that of its LOCAL_RANK; raises ConfigError for a numbered
+        one, which all of them would share.
+        """
+        size, kind = int(os.environ.get("WORLD_SIZE", "1")), torch.device(device)
         if size == 1:
             return cls()
+        if kind.type == "cuda":
+            if kind.index is not None:
+                raise ConfigError(f"device={device} would be the same for all {size} processes; give device=cuda")
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo", timeout=TIMEOUT)
+            dist.init_process_group("nccl" if kind.type == "cuda" else "gloo", timeout=TIMEOUT)
         return cls(dist.get_rank(), size)
 
     @property
