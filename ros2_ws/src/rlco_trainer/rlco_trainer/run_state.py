@@ -34,17 +34,20 @@ class Randomness:
 
 def save_run(directory: Path, step: int, policy: VLAPolicy, optimizer: torch.optim.Optimizer,
              randomness: Randomness, lineage: dict, extra: dict | None = None) -> Path:
-    """Write `directory/checkpoints/<step>` and drop all but the newest ones."""
+    """Write `directory/checkpoints/<step>` and drop all but the newest ones. A step that is there already stays as it is."""
     root = directory / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
     part, final = root / f".{step:08d}.part", root / f"{step:08d}"
+    if final.exists():
+        return final
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     save_policy(policy, part / "policy", lineage)
     state = {"step": step, "optimizer": optimizer.state_dict(), "random": randomness.state(), "extra": extra or {}}
-    torch.save(state, part / "trainer.pt")
-    if final.exists():
-        shutil.rmtree(final)
+    with (part / "trainer.pt").open("wb") as stream:
+        torch.save(state, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
     os.replace(part, final)
     for old in _checkpoints(root)[:-KEPT]:
         shutil.rmtree(old)
@@ -58,9 +61,9 @@ def latest_run(directory: Path) -> Path | None:
 
 
 def load_run(checkpoint: Path, contract) -> tuple[VLAPolicy, dict]:
-    """(policy, trainer state with step, optimizer, random, extra) of a run's checkpoint."""
+    """(policy, trainer state with step, optimizer, random, extra) of a run's checkpoint, on the CPU."""
     try:
-        state = torch.load(checkpoint / "trainer.pt", weights_only=False)
+        state = torch.load(checkpoint / "trainer.pt", weights_only=False, map_location="cpu")
     except (OSError, RuntimeError, EOFError) as error:
         raise TrainingError(f"{checkpoint}/trainer.pt is unreadable ({error}); remove {checkpoint} to resume from the one "
                             "before") from error
