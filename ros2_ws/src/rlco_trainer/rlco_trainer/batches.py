@@ -40,6 +40,11 @@ def rows(tensors: dict[str, Tensor], index) -> dict[str, Tensor]:
     return {name: tensor[index] for name, tensor in tensors.items()}
 
 
+def moved(tensors: dict[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """The same on a device; a tensor that is there already is not copied."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
 def stacked(samples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """One batch of single samples that have the same names."""
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlco_common.errors import TrainingError
 from rlco_policy.interface import ModelInputs, VLAPolicy
-from rlco_trainer.batches import newest, rows, stacked
+from rlco_trainer.batches import moved, newest, rows, stacked
 from rlco_trainer.config import PlacesConfig
 from rlco_trainer.rollout import Episode
 
@@ -35,7 +35,7 @@ class PlaceBatch:
 
 
 class Places:
-    """The head, and the newest `capacity` decisions that it learns from.
+    """The head, and the newest `capacity` decisions that it learns from, on the CPU.
 
     Raises TrainingError for a policy without `summary`, and when nothing behind it trains.
     """
@@ -70,8 +70,8 @@ class Places:
     def sample(self, policy: VLAPolicy, rng: np.random.Generator, generator: torch.Generator) -> PlaceBatch:
         """`batch_size` decisions, augmented as demonstrations are."""
         index = torch.from_numpy(rng.integers(len(self), size=self.config.batch_size))
-        kept = PlaceBatch(rows(self._kept.inputs, index), self._kept.places[index].to(policy.device))
-        return PlaceBatch(policy.augment(kept.inputs, generator), kept.places)
+        inputs = moved(rows(self._kept.inputs, index), policy.device)
+        return PlaceBatch(policy.augment(inputs, generator), self._kept.places[index].to(policy.device))
 
     def state(self) -> dict:
         """For the run's checkpoint."""

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from rlco_policy.interface import ModelInputs, VLAPolicy
-from rlco_trainer.batches import SftBatch, rows, sft_loss
+from rlco_trainer.batches import SftBatch, moved, rows, sft_loss
 from rlco_trainer.config import PpoConfig
 
 
 @dataclass
 class RlBatch:
-    """Chunk samples of finished episodes. value, advantage, returns: [N]; logprob: [N, 1] of the chunk or [N, chunk] of its
-    actions, see joint_logprob."""
+    """Chunk samples of finished episodes, on the CPU until `to` moves a minibatch. value, advantage, returns: [N]; logprob:
+    [N, 1] of the chunk or [N, chunk] of its actions, see joint_logprob."""
 
     inputs: ModelInputs
     trace: dict[str, Tensor]
@@ -29,6 +29,11 @@ class RlBatch:
     def part(self, index) -> "RlBatch":
         return RlBatch(rows(self.inputs, index), rows(self.trace, index), self.logprob[index], self.value[index],
                        self.advantage[index], self.returns[index])
+
+    def to(self, device: torch.device | str) -> "RlBatch":
+        """The same on a device."""
+        return RlBatch(moved(self.inputs, device), moved(self.trace, device), self.logprob.to(device), self.value.to(device),
+                       self.advantage.to(device), self.returns.to(device))
 
 
 def generalized_advantages(rewards: Tensor, values: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:

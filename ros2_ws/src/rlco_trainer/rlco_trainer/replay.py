@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlco_policy.interface import ModelInputs, VLAPolicy
-from rlco_trainer.batches import SftBatch, newest, rows, sft_batch, stacked
+from rlco_trainer.batches import SftBatch, moved, newest, rows, sft_batch, stacked
 from rlco_trainer.dataset.reader import DemoSet
 from rlco_trainer.rollout import Episode, progress
 
@@ -29,7 +29,7 @@ class _Chunks:
 
 
 class SuccessReplay:
-    """The newest `capacity` decisions of successful episodes, drawn by how little the critic expected the success.
+    """The newest `capacity` decisions of successful episodes, on the CPU, drawn by how little the critic expected the success.
 
     A success from a state in which the critic expected failure teaches the most: its priority is max(1 - value,
     LEAST_PRIORITY), the positive part of the advantage of self-imitation learning.
@@ -45,7 +45,7 @@ class SuccessReplay:
     def add_demos(self, policy: VLAPolicy, demos: DemoSet) -> None:
         """Keep every frame of (simulated) demonstrations, at full priority."""
         batch = sft_batch(policy, demos.every_frame(policy.spec.horizon), torch.Generator(), augment=False)
-        self._keep([_Chunks(batch.inputs, batch.actions, batch.valid, torch.ones(len(batch)))])
+        self._keep([_Chunks(moved(batch.inputs, "cpu"), batch.actions.cpu(), batch.valid.cpu(), torch.ones(len(batch)))])
 
     def add(self, episodes: list[Episode], horizon: int, shaping: float = 0.0) -> None:
         """Keep the successful ones among sampled episodes. shaping: as the critic's rewards have it."""
@@ -62,8 +62,10 @@ class SuccessReplay:
         """A supervised batch, augmented as demonstrations are."""
         priority = self._chunks.priority.double().numpy()
         index = torch.from_numpy(rng.choice(len(self), size, p=priority / priority.sum()))
-        inputs = policy.augment(rows(self._chunks.inputs, index), generator)
-        return SftBatch(inputs, self._chunks.actions[index], self._chunks.valid[index], policy.sft_draws(size, generator))
+        device = policy.device
+        inputs = policy.augment(moved(rows(self._chunks.inputs, index), device), generator)
+        return SftBatch(inputs, self._chunks.actions[index].to(device), self._chunks.valid[index].to(device),
+                        policy.sft_draws(size, generator))
 
     def state(self) -> dict | None:
         """For the run's checkpoint."""

@@ -14,14 +14,15 @@ from rlco_policy.interface import ModelInputs, ObsBatch, VLAPolicy
 from rlco_sim_bridge.pool import NO_RESET
 from rlco_sim_bridge.scenes import Backend, ScenePool, open_scenes
 from rlco_sim_bridge.variation import NOMINAL, Variation
-from rlco_trainer.batches import rows, stacked
+from rlco_trainer.batches import moved, rows, stacked
 from rlco_trainer.config import PpoConfig
 from rlco_trainer.ppo import RlBatch, generalized_advantages, joint_logprob, shaped
 
 
 @dataclass
 class Episode:
-    """One finished episode. The lists have an entry per chunk; all but `rewards` stay empty when acting greedily.
+    """One finished episode. The lists have an entry per chunk; all but `rewards` stay empty when acting greedily. Tensors are
+    on the CPU, whatever the policy's device.
 
     actions: [chunk, A] physical. logprobs: [chunk, A]. places: [6], what SceneState.places says of the moment.
     """
@@ -111,15 +112,32 @@ def _decide(policy, observations, active, running, generator) -> np.ndarray:
     if generator is None:
         return policy.act(inputs).cpu().numpy()
     sampled = policy.sample(inputs, generator=generator)
+    inputs, trace = moved(inputs, "cpu"), moved(sampled.trace, "cpu")
+    actions, logprob, value = sampled.actions.cpu(), sampled.logprob.cpu(), sampled.value.cpu()
     for row, scene in enumerate(active):
         episode = running[scene]
         episode.inputs.append(rows(inputs, row))
-        episode.traces.append(rows(sampled.trace, row))
-        episode.actions.append(sampled.actions[row])
-        episode.logprobs.append(sampled.logprob[row])
-        episode.values.append(sampled.value[row])
+        episode.traces.append(rows(trace, row))
+        episode.actions.append(actions[row])
+        episode.logprobs.append(logprob[row])
+        episode.values.append(value[row])
         episode.places.append(torch.from_numpy(observations.places[scene]))
-    return sampled.actions.cpu().numpy()
+    return actions.numpy()
+
+
+def rewards_of(episode: Episode, config: PpoConfig) -> Tensor:
+    """[chunk] what the critic learns to expect: 1 in the chunk that succeeds, shaped where the configuration says so."""
+    rewards = torch.tensor(episode.rewards)
+    return shaped(rewards, config.shaping * progress(episode), config.gamma) if config.shaping else rewards
+
+
+def returns_of(episode: Episode, config: PpoConfig) -> Tensor:
+    """[chunk] discounted rewards from each decision to the episode's end."""
+    returns, following = [], 0.0
+    for reward in rewards_of(episode, config).flip(0):
+        following = reward + config.gamma * following
+        returns.append(following)
+    return torch.stack(returns[::-1])
 
 
 def progress(episode: Episode) -> Tensor:
@@ -133,10 +151,7 @@ def collate(episodes: list[Episode], config: PpoConfig) -> RlBatch:
     """Turn sampled episodes into one RlBatch with advantages normalised over all of it (mean 0, std 1)."""
     advantages, returns = [], []
     for episode in episodes:
-        rewards = torch.tensor(episode.rewards)
-        if config.shaping:
-            rewards = shaped(rewards, config.shaping * progress(episode), config.gamma)
-        pair = generalized_advantages(rewards, torch.stack(episode.values), config.gamma, config.gae_lambda)
+        pair = generalized_advantages(rewards_of(episode, config), torch.stack(episode.values), config.gamma, config.gae_lambda)
         advantages.append(pair[0])
         returns.append(pair[1])
     advantage = torch.cat(advantages)
