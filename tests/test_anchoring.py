@@ -6,20 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from policies import make_policy
+from policies import make_policy, weights
 from test_stage2_loss import real_batch, synthetic_rollout
 from test_training import same_weights, stage1_config, stage2_config, whole_and_resumed
 
 from rlco_common.errors import DataError, TrainingError
 from rlco_trainer.averaging import WeightAverage
-from rlco_trainer.config import BetaControl, PpoConfig, ReplayConfig, StageTwoConfig
+from rlco_trainer.config import BetaControl, PpoConfig, ReplayConfig, StageOneConfig, StageTwoConfig
 from rlco_trainer.dataset.reader import load_datasets, load_demos
 from rlco_trainer.forgetting import BetaController, gradient_cosine
 from rlco_trainer.metrics import read_metrics
 from rlco_trainer.ppo import total_loss
 from rlco_trainer.replay import LEAST_PRIORITY, SuccessReplay
 from rlco_trainer.rollout import Episode, run_episodes
-from rlco_trainer.stage1 import train_stage1
+from rlco_trainer.stage1 import sft_step, train_stage1
 from rlco_trainer.stage2 import StageTwo
 from rlco_trainer.updates import learning_rate_factor, make_optimizer, replay_step, update_step
 
@@ -131,7 +131,7 @@ def test_replay_step_adds_beta_times_the_real_gradient(policy):
         config = StageTwoConfig(out="x", start="y", real="r", beta=beta, micro_batches=micro_batches, max_grad_norm=1e9)
         policy.zero_grad()
         metrics = replay_step(policy, torch.optim.SGD(acting, lr=0.0), worked, real, config, beta=beta)
-        assert set(metrics) == {"replay/loss", "replay/real_loss"}
+        assert set(metrics) == {"replay/loss", "replay/real_loss", "replay/grad_norm"}
         for parameter, expected in zip(acting, wanted, strict=True):
             got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
@@ -221,6 +221,25 @@ def test_a_batch_that_breaks_the_loss_is_kept_and_no_weight_moves(policy, tmp_pa
     assert all(torch.equal(before[name], tensor) for name, tensor in policy.state_dict().items())
     kept = torch.load(tmp_path / "not_finite.pt", weights_only=False)
     assert torch.isnan(kept["rl"]["advantage"]).nonzero().flatten().tolist() == [3]
+
+
+@pytest.mark.parametrize("step", ["stage I", "PPO", "replay"])
+def test_a_gradient_that_is_not_finite_moves_no_weight_even_where_the_loss_is(policy, tmp_path, step):
+    acting = policy.param_groups()["policy"]
+    acting[0].register_hook(lambda gradient: gradient * math.inf)
+    real, before = real_batch(policy, 6), weights(policy)
+    config = StageTwoConfig(out=tmp_path, start="y", real="r", beta=0.1)
+    with pytest.raises(TrainingError, match=r"grad_norm(.|\n)*not_finite\.pt"):
+        if step == "stage I":
+            sft_step(policy, torch.optim.SGD(acting, lr=0.1), real, StageOneConfig(out=tmp_path, real="r"))
+        elif step == "PPO":
+            update_step(policy, make_optimizer(policy, config), synthetic_rollout(policy, 8), real, config, beta=0.1)
+        else:
+            replay_step(policy, torch.optim.SGD(acting, lr=0.1), real, None, config, beta=0.0)
+    assert torch.equal(weights(policy), before)
+    kept = torch.load(tmp_path / "not_finite.pt", weights_only=False)
+    name = "replay" if step == "replay" else "sft"
+    assert torch.equal(kept[name]["actions"], real.actions)
 
 
 @pytest.mark.long

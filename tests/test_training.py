@@ -114,7 +114,7 @@ def test_stage2_refuses_a_policy_that_never_succeeds(tiny_datasets, untrained, t
 def test_stage2_stops_when_there_is_nothing_to_learn(tiny_datasets, untrained, tmp_path):
     config = stage2_config(tiny_datasets, untrained["compact_token"], tmp_path / "run", iterations=20, beta=0.0,
                            measure_every=100)
-    with pytest.raises(TrainingError, match="same return"):
+    with pytest.raises(TrainingError, match="the same return"):
         train_stage2(config, quiet=True)
     assert len(read_metrics(config.out / "metrics.jsonl")) <= 8
 

@@ -161,7 +161,8 @@ class StageTwoConfig:
     step needs its own samples (ppo.surrogate_weight=0). overlap: the next iteration's rollouts are made beside this one's
     update, by the average of before it; for ppo.surrogate_weight=0 alone. measure_episodes: greedy episodes of a measured
     success rate, every measure_every iterations; the run ends when one reaches target_success, after time_limit_s of
-    training, or after `iterations` (0 switches the first two off). cosine_every: how often (in iterations) the cosine
+    training, or after `iterations` (0 switches the first two off); it fails after stall_iterations in each of which all
+    decisions had the same return, 0 = never. cosine_every: how often (in iterations) the cosine
     between the RL and the real gradient is measured, 0 = never.
     """
 
@@ -199,6 +200,7 @@ class StageTwoConfig:
     measure_every: int = 10
     min_initial_success: float = 0.05
     target_success: float = 0.0
+    stall_iterations: int = 5
     save_every: int = 10
     time_limit_s: float = 0.0
     seed: int = 0

@@ -22,8 +22,9 @@ from rlco_trainer.dataset.reader import load_datasets, load_proprioception, samp
 from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
-from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
-from rlco_trainer.updates import adamw, learning_rate_factor, set_learning_rate
+from rlco_trainer.resume import checkpoint_to_resume
+from rlco_trainer.run_state import Randomness, load_run, save_run
+from rlco_trainer.updates import adamw, learning_rate_factor, require_finite, set_learning_rate
 
 
 class StageOne:
@@ -33,7 +34,7 @@ class StageOne:
         self.config, self.peers = config, Peers.join(config.device)
         self.randomness = Randomness(config.seed)
         self.step, self.best, self.since_best = 0, math.inf, 0
-        checkpoint = latest_run(config.out)
+        checkpoint = checkpoint_to_resume(config)
         if checkpoint is None:
             self.policy, state = _new_policy(config, contract), None
         else:
@@ -156,12 +157,11 @@ def sft_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, batch: SftBatc
     weights = torch.full((len(batch),), 1 / len(batch))
     losses = accumulate(policy, batch, weights, peers.parts(len(batch), config.micro_batches), lambda: _autocast(config))
     total = sum(peers.gather([float(losses.mean())]))
-    if not math.isfinite(total):
-        raise TrainingError(f"the supervised loss became {total}; lower lr, or check the dataset for bad values")
     peers.sum_gradients(policy.param_groups()["policy"])
-    grad_norm = torch.nn.utils.clip_grad_norm_(policy.param_groups()["policy"], config.max_grad_norm)
+    grad_norm = float(torch.nn.utils.clip_grad_norm_(policy.param_groups()["policy"], config.max_grad_norm))
+    require_finite({"sft/loss": total, "sft/grad_norm": grad_norm}, config.out, {"sft": batch}, peers)
     optimizer.step()
-    return total, float(grad_norm)
+    return total, grad_norm
 
 
 def proprioception_statistics(config: StageOneConfig, contract: Contract) -> Statistics:

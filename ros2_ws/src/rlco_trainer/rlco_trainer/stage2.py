@@ -27,8 +27,9 @@ from rlco_trainer.peers import Peers
 from rlco_trainer.places import Places
 from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
-from rlco_trainer.rollout import Episode, collate, open_pool, run_episodes
-from rlco_trainer.run_state import Randomness, latest_run, load_run, save_run
+from rlco_trainer.resume import checkpoint_to_resume
+from rlco_trainer.rollout import Episode, collate, open_pool, returns_of, run_episodes
+from rlco_trainer.run_state import Randomness, load_run, save_run
 from rlco_trainer.updates import (
     acting_weights,
     adamw,
@@ -40,7 +41,7 @@ from rlco_trainer.updates import (
     update_step,
 )
 
-STALLED_ITERATIONS = 5
+SEEDS_PER_RUN = 50_000_000      # runs with different seeds see different episodes
 SHOWN = {"success": "rollout/success", "kl": "rl/kl", "places_cm": "places/error_cm", "real": "real/held_out_loss"}
 """Label of the progress line -> metric."""
 
@@ -51,10 +52,10 @@ class StageTwo:
     def __init__(self, config: StageTwoConfig, contract: Contract):
         self.config, self.contract, self.peers = config, contract, Peers.join(config.device)
         self.randomness = Randomness(config.seed)
-        self.step, self.success, self.elapsed_s, self.replay_updates = 0, None, 0.0, 0
-        self.start_digest = read_description(config.start)["digest"]
-        checkpoint = latest_run(config.out)
+        self.step, self.success, self.elapsed_s, self.replay_updates, self.stalled = 0, None, 0.0, 0, 0
+        checkpoint = checkpoint_to_resume(config)
         if checkpoint is None:
+            self.start_digest = read_description(config.start)["digest"]
             self.policy, state = load_policy(config.start, contract, config.policy_config), None
         else:
             self.policy, state = load_run(checkpoint, contract)
@@ -111,11 +112,13 @@ class StageTwo:
         self.average.restore(extra["average"])
         self.rollouts.restore(extra.get("ahead"))
         self.step, self.success, self.elapsed_s = state["step"], extra["success"], extra["elapsed_s"]
+        self.stalled, self.start_digest = extra["stalled"], extra["start_digest"]
 
     def save(self) -> None:
         if not self.peers.main:
             return
-        extra = {"success": self.success, "elapsed_s": self.elapsed_s, "anchor": self.anchor.state(),
+        extra = {"success": self.success, "elapsed_s": self.elapsed_s, "stalled": self.stalled,
+                 "start_digest": self.start_digest, "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
                  "replay_updates": self.replay_updates, "average": self.average.state(),
                  "ahead": self.rollouts.state()}
@@ -152,10 +155,11 @@ class StageTwo:
             self.replay.add(episodes, self.policy.spec.horizon, config.ppo.shaping)
         if self.places is not None:
             self.places.add(episodes)
-        rates = torch.tensor([float(episode.success) for episode in episodes])
+        returns = torch.cat([returns_of(episode, config.ppo) for episode in episodes])
         steps = sum(episode.steps for episode in episodes)
         metrics = {
-            "rollout/success": float(rates.mean()), "rollout/return_variance": float(rates.var(unbiased=False)),
+            "rollout/success": sum(episode.success for episode in episodes) / len(episodes),
+            "rollout/return_variance": float(returns.var(unbiased=False)),
             "rollout/failure": sum(episode.failure for episode in episodes) / len(episodes),
             "rollout/episode_steps": steps / len(episodes), "rollout/steps_per_s": steps / took,
             "rollout/steps": float(steps), "time/rollout_s": seconds,
@@ -165,8 +169,8 @@ class StageTwo:
     def roll_out(self, pool, policy: VLAPolicy, step: int, cancelled: Callable[[], bool]) -> list[Episode]:
         """This process's share of iteration `step`'s episodes; reads nothing that an update changes but `policy`."""
         config = self.config
-        first = step * config.episodes + config.seed * 50_000_000
-        seeds = self.peers.share(list(RL[first : first + config.episodes]))
+        first = step * config.episodes + config.seed * SEEDS_PER_RUN
+        seeds = self.peers.share([RL[(first + i) % len(RL)] for i in range(config.episodes)])
         generator = torch.Generator().manual_seed(hash((config.seed, step, self.peers.rank)) % 2**63)
         policy.set_progress(step / config.iterations)
         return run_episodes(policy, pool, seeds, generator=generator, max_chunks=config.max_chunks, cancelled=cancelled)
@@ -231,7 +235,7 @@ class StageTwo:
         for _ in range(self.config.ppo.epochs):
             order = torch.randperm(len(rollout), generator=self.randomness.torch)
             for part in slices(len(rollout), max(1, round(len(rollout) / self.config.ppo.minibatch_size))):
-                yield rollout.part(order[part])
+                yield rollout.part(order[part]).to(self.policy.device)
 
     def _real_batch(self) -> SftBatch:
         demos = self.real.sample(self.config.sft_batch_size, self.policy.spec.horizon, self.randomness.numpy)
@@ -277,13 +281,12 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
         if run.success is None:
             run.success = _require_initial_success(run, pool)
             metrics.log(0, {"twin/success": run.success, **run.monitor()})
-        stalled = 0
         while run.step < last and run.peers.agree(not _done(run) and control.go_on(run.save)):
             started = time.monotonic()
             rollout, row = run.collect(pool, more=run.step + 1 < last)
             row |= run.update(rollout)
             run.step += 1
-            stalled = stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
+            run.stalled = run.stalled + 1 if row["rollout/return_variance"] == 0.0 else 0
             row |= run.monitor(row.get("replay/real_loss", row.get("sft/loss")))
             row["memory/resident_mib"] = resident_bytes(pool.worker_pids) / 2**20
             if run.step % config.measure_every == 0 or run.step == last:
@@ -294,11 +297,8 @@ def train_stage2(config: StageTwoConfig, *, stop_after: int | None = None, quiet
             run.elapsed_s += time.monotonic() - started
             if run.step % config.save_every == 0 or run.step == last:
                 run.save()
-            if stalled >= STALLED_ITERATIONS:
-                raise TrainingError(f"every episode of the last {stalled} iterations had the same return "
-                                    f"({row['rollout/success']:.0%} success): RL has nothing to learn from. "
-                                    "Make the task's start states harder or easier, or train Stage I for longer")
         run.save()
+        _require_variance(run)
     return run.finish()
 
 
@@ -314,4 +314,13 @@ def _require_initial_success(run: StageTwo, pool) -> float:
 
 def _done(run: StageTwo) -> bool:
     config = run.config
-    return 0 < config.time_limit_s <= run.elapsed_s or 0 < config.target_success <= run.success
+    return (0 < config.time_limit_s <= run.elapsed_s or 0 < config.target_success <= run.success
+            or 0 < config.stall_iterations <= run.stalled)
+
+
+def _require_variance(run: StageTwo) -> None:
+    if 0 < run.config.stall_iterations <= run.stalled:
+        raise TrainingError(
+            f"in the last {run.stalled} iterations every decision had the same return: RL has nothing to learn from. The run "
+            "is saved. Make the task's start states harder or easier, train Stage I for longer, reward the way to the goal "
+            "(ppo.shaping), or go on all the same with stall_iterations=0")

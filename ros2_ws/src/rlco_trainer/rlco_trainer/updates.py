@@ -70,12 +70,12 @@ def update_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, rl: RlBatch
         for name, value in metrics.items():
             totals[name] = totals.get(name, 0.0) + value * (sft_share if name.startswith("sft/") else rl_share)
     totals = peers.sum_values(totals)
-    _require_finite(totals, config.out, {"rl": rl, "sft": sft})
     acting, critic = acting_weights(policy), policy.param_groups()["value"]
     peers.sum_gradients(critic if critic_only else [*acting, *critic])
-    torch.nn.utils.clip_grad_norm_(critic, config.max_grad_norm)
+    totals["rl/value_grad_norm"] = float(torch.nn.utils.clip_grad_norm_(critic, config.max_grad_norm))
     if not critic_only:
         totals["rl/grad_norm"] = float(torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm))
+    require_finite(totals, config.out, {"rl": rl, "sft": sft}, peers)
     optimizer.step()
     return totals
 
@@ -99,9 +99,9 @@ def replay_step(policy: VLAPolicy, optimizer: torch.optim.Optimizer, worked: Sft
         found |= _place_gradients(policy, head, seen, config, peers)
         learners = [*acting, *head.parameters()]
     totals = peers.sum_values(found)
-    _require_finite(totals, config.out, {"replay": worked, "sft": real, "places": seen if places is not None else None})
     peers.sum_gradients(learners)
-    torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm)
+    totals["replay/grad_norm"] = float(torch.nn.utils.clip_grad_norm_(acting, config.max_grad_norm))
+    require_finite(totals, config.out, {"replay": worked, "sft": real, "places": seen if places is not None else None}, peers)
     optimizer.step()
     return totals
 
@@ -125,12 +125,16 @@ def means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
-def _require_finite(totals: dict[str, float], out: Path, batches: dict) -> None:
-    """Raise TrainingError, with the batch kept in a file, when a loss term is not finite; no weight has moved then."""
+def require_finite(totals: dict[str, float], out: Path, batches: dict, peers: Peers = ALONE) -> None:
+    """Raise TrainingError, with the batch kept in `out/not_finite.pt`, when a loss or a gradient's norm is not finite.
+
+    Called before the optimizer's step, so no weight has moved then.
+    """
     if all(math.isfinite(value) for value in totals.values()):
         return
     dump = out / "not_finite.pt"
-    out.mkdir(parents=True, exist_ok=True)
-    torch.save({name: vars(batch) for name, batch in batches.items() if batch is not None} | {"terms": totals}, dump)
-    raise TrainingError(f"Stage II: a loss term is not finite: {totals}; the batch is in {dump}. Lower lr, or check the "
-                        "real dataset")
+    if peers.main:
+        out.mkdir(parents=True, exist_ok=True)
+        torch.save({name: vars(batch) for name, batch in batches.items() if batch is not None} | {"terms": totals}, dump)
+    raise TrainingError(f"a loss or gradient is not finite: {totals}; the batch is in {dump}. Lower lr, or check the dataset "
+                        "for bad values")
