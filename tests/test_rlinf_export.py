@@ -1,5 +1,6 @@
 """The export to RLinf: LeRobot reads the data, the names are openpi's, RLinf's own check accepts the configuration."""
 
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -18,9 +19,11 @@ from rlco_policy.checkpoint import save_policy
 from rlco_policy.pi05.config import Pi05Config
 from rlco_policy.pi05.model import EMBEDDING, EXPERT_HEAD, LANGUAGE_HEAD
 from rlco_trainer.cli import main
+from rlco_trainer.config import PpoConfig, StageTwoConfig
 from rlco_trainer.dataset.lerobot_v21 import state_of
 from rlco_trainer.dataset.reader import load_demos
-from rlco_trainer.rlinf_export import ASSET_ID, RECIPE_GPUS, export_rlinf, openpi_names
+from rlco_trainer.rlinf_differences import DIFFERENCES, RECIPE_GPUS
+from rlco_trainer.rlinf_export import ASSET_ID, export_rlinf, openpi_names
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +44,7 @@ def run(policy, tiny_datasets, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory):
-    return export_rlinf(str(run), tmp_path_factory.mktemp("rlinf") / "out", cluster_root="/cluster/out")
+    return export_rlinf(str(run), tmp_path_factory.mktemp("rlinf") / "out", cluster_root="/cluster/out")[0]
 
 
 def test_lerobots_converter_and_loader_read_the_data(exported, tiny_datasets, tmp_path, monkeypatch):
@@ -117,10 +120,67 @@ def test_the_configuration_is_whole_and_adds_up(exported):
     actor, train = config["actor"], config["env"]["train"]
     assert actor["sft_loss_weight"] == pytest.approx(0.2)       # 0.04375 * 32 / 7
     samples = train["total_num_envs"] * train["rollout_epoch"] * train["max_steps_per_rollout_epoch"] // 4
-    assert train["max_steps_per_rollout_epoch"] % 4 == 0 and actor["global_batch_size"] == samples
+    assert train["max_steps_per_rollout_epoch"] % 4 == 0 and samples % actor["global_batch_size"] == 0
     assert actor["global_batch_size"] % (actor["micro_batch_size"] * RECIPE_GPUS) == 0
     assert actor["sft_data_path"] == "/cluster/out/data" and actor["model"]["model_path"] == "/cluster/out/model"
     assert config["rollout"]["model"]["model_path"] == "/cluster/out/model"
+
+
+def test_what_has_a_counterpart_is_carried_over(run, tmp_path):
+    """The policy_config of Stage II, which the Stage I checkpoint does not have, among it."""
+    changes = {"policy_config": "{noise_std: [0.02, 0.1], rl_trains: all, denoise_steps: 2, value_detach: false}",
+               "ppo.level": "action", "ppo.minibatch_size": 384, "ppo.epochs": 3, "episodes": 192, "critic_warmup": 2,
+               "weight_decay": 0.02, "value_lr": 1e-3}
+    out, listed = export_rlinf(str(run), tmp_path / "out", overrides=[f"{name}={value}" for name, value in changes.items()])
+    config = yaml.safe_load((out / "rlinf.yaml").read_text())
+    openpi, actor = config["actor"]["model"]["openpi"], config["actor"]
+    assert openpi["noise_logvar_range"] == [0.02, 0.1] and openpi["num_steps"] == 2
+    assert not openpi["train_expert_only"] and not openpi["detach_critic_input"]
+    assert config["algorithm"]["logprob_type"] == "action_level" and config["env"]["train"]["rollout_epoch"] == 3
+    steps = 64 * 3 * config["env"]["train"]["max_steps_per_rollout_epoch"] // 4 // actor["global_batch_size"]
+    assert actor["global_batch_size"] == 384 and actor["optim"]["critic_warmup_steps"] == 2 * 3 * steps
+    assert actor["optim"]["weight_decay"] == 0.02 and actor["optim"]["value_lr"] == 1e-3
+    assert not [line for line in listed if line.split("=")[0] in changes]
+
+
+def test_what_has_none_is_listed_in_the_file_and_printed(run, tmp_path, capsys):
+    changes = ["ppo.surrogate_weight=0", "ppo.shaping=0.5", "replay.updates=4", "places.weight=0.2", "ema=0.9", "held_out=1",
+               "beta_control={low: 1.0}", "policy_config={noise_std_end: 0.1, logprob: sum}", "episodes=100"]
+    assert main(["export", "rlinf", str(run), str(tmp_path / "out"), *changes]) == 0
+    printed, head = capsys.readouterr().out, (tmp_path / "out" / "rlinf.yaml").read_text().partition("\ncluster:")[0]
+    for line in ("ppo.surrogate_weight=0.0: PPO's surrogate trains the policy with weight 1.0",
+                 "ppo.shaping=0.5: the environment that you register gives the reward", "replay.updates=4: no success replay",
+                 "places.weight=0.2: no learning of where things are", "ema=0.9: the last weights are the result",
+                 "held_out=1: RLinf trains on all real episodes, the 1 held out here among them",
+                 "beta_control: beta stays as it is", "policy_config.noise_std_end=0.1: the noise keeps its bounds",
+                 "policy_config.logprob=sum: the likelihood is the mean over the chain",
+                 "episodes=100: 128 episodes an iteration", "ppo.target_kl=0.05: no divergence ends the policy's steps"):
+        assert f"\n# - {line}\n" in f"{head}\n" and f"\n- {line}\n" in printed
+
+
+CARRIED = {
+    "real", "start", "beta", "task", "contract", "iterations", "lr", "value_lr", "weight_decay", "max_grad_norm",
+    "critic_warmup", "measure_every", "save_every", "seed",
+    *(f"ppo.{name}" for name in ("level", "gamma", "gae_lambda", "clip", "value_clip", "huber_delta", "entropy_weight",
+                                 "epochs")),
+    *(f"policy_config.{name}" for name in ("chunk", "denoise_steps", "rl_trains", "noise_std", "value_detach"))}
+REFUSED_UNLESS_THE_RECIPES = {f"policy_config.{name}" for name in ("cameras", "horizon", "action_width", "state_in_prompt",
+                                                                   "statistics")}
+OF_THE_MACHINE_OR_OF_STAGE_ONE = {
+    "out", "scenes", "workers", "backend", "micro_batches", "threads", "device", "min_initial_success", "stall_iterations",
+    *(f"policy_config.{name}" for name in ("pretrained", "revision", "tokenizer", "image_size", "vision", "language", "expert",
+                                           "vocabulary", "max_prompt_tokens", "trains", "dtype"))}
+
+
+def test_no_setting_of_a_run_is_lost_in_silence():
+    """A new field of the configuration has to be carried over, refused or listed."""
+    fields = {field.name for field in dataclasses.fields(StageTwoConfig)} - {"ppo", "policy_config"}
+    fields |= {f"ppo.{field.name}" for field in dataclasses.fields(PpoConfig)}
+    fields |= {f"policy_config.{field.name}" for field in dataclasses.fields(Pi05Config)}
+    listed = {difference.setting for difference in DIFFERENCES} | {"held_out"}
+    switches = {name.rpartition(".")[0] for name in listed}      # replay.updates stands for all of replay
+    assert fields - CARRIED - REFUSED_UNLESS_THE_RECIPES - OF_THE_MACHINE_OR_OF_STAGE_ONE - listed <= switches - {"ppo"}
+    assert not listed & CARRIED
 
 
 @pytest.mark.skipif(importlib.util.find_spec("rlinf") is None, reason="rlinf is not installed here")

@@ -21,15 +21,16 @@ from rlco_policy.lora import merged_state
 from rlco_policy.pi05.config import Pi05Config
 from rlco_policy.pi05.model import EMBEDDING, LANGUAGE_HEAD
 from rlco_policy.pi05.policy import Pi05
-from rlco_policy.quantiles import QuantileNormalizer
 from rlco_trainer.config import StageTwoConfig, load_stage_config, roots
 from rlco_trainer.dataset.lerobot_v21 import action_of, write_lerobot_v21
+from rlco_trainer.rlinf_differences import RECIPE_GPUS, not_carried_over
 
 RECIPE = "pi05_maniskill_sim_real_co_training"
 ASSET_ID = "physical-intelligence/pick_and_place_real"
 ENV_IDS = {"pick_place": "RlcoPickPlace-v1", "push_cube": "RlcoPushCube-v1", "open_drawer": "RlcoOpenDrawer-v1",
            "close_drawer": "RlcoCloseDrawer-v1"}
-RECIPE_HORIZON, RECIPE_WIDTH, RECIPE_ENVS, RECIPE_ROLLOUTS, RECIPE_GPUS, RECIPE_MICRO_BATCH = 8, 32, 64, 2, 8, 40
+RECIPE_HORIZON, RECIPE_WIDTH, RECIPE_ENVS, RECIPE_MICRO_BATCH = 8, 32, 64, 40
+LOGPROB_TYPES = {"chunk": "chunk_level", "action": "action_level"}
 HEADER = """\
 # RLinf configuration written by `rlco export rlinf`; every default is resolved, no other YAML is needed.
 # Before it runs on a cluster:
@@ -38,28 +39,34 @@ HEADER = """\
 #   states and task_descriptions, and its arm controller takes metres and radians per step, the gripper -1 (closed) to 1 (open);
 # - start it with examples/embodiment/run_embodiment.sh and this file in the configuration folder.
 # sft_loss_weight is beta * {width} / {dim}: RLinf averages the supervised loss over {width} padded dimensions, we over {dim}.
+# Not carried over, because the recipe does it otherwise:
+{differences}
 """
 
 
-def export_rlinf(run: str, out: Path, *, cluster_root: str = "", overrides: list[str] | None = None) -> Path:
+def export_rlinf(run: str, out: Path, *, cluster_root: str = "",
+                 overrides: list[str] | None = None) -> tuple[Path, list[str]]:
     """Write the folder `out` (new) for a Stage II run: its directory, or its configuration before it has been started.
 
-    cluster_root: where the folder will lie on the cluster. Raises ConfigError naming what the recipe cannot do.
+    cluster_root: where the folder will lie on the cluster. Returns the folder and what of the run's settings is not carried
+    over (see rlinf_differences). Raises ConfigError naming what the recipe cannot do.
     """
     source = Path(run)
     config = load_stage_config(StageTwoConfig, str(source / "config.yaml") if source.is_dir() else run, overrides or [])
     contract = load_contract(config.contract)
-    policy = load_policy(config.start, contract)
+    policy = load_policy(config.start, contract, config.policy_config)
     _require_recipe(policy, config)
     out = Path(out).absolute()
     with new_folder(out) as staging:
         frames = write_lerobot_v21(roots(config.real), contract, staging / "data")
         _write_model(policy, frames, staging / "model")
         root = cluster_root or str(out)
-        text = HEADER.format(root=root, env=ENV_IDS[config.task], width=RECIPE_WIDTH, dim=contract.action.dim)
-        content = yaml.safe_dump(rlinf_config(config, contract, root, out.name), sort_keys=False)
-        (staging / "rlinf.yaml").write_text(text + content, encoding="utf-8")
-    return out
+        content = rlinf_config(config, policy.config, contract, root, out.name)
+        differences = not_carried_over(config, policy.config, content)
+        text = HEADER.format(root=root, env=ENV_IDS[config.task], width=RECIPE_WIDTH, dim=contract.action.dim,
+                             differences="\n".join(f"# - {line}" for line in differences))
+        (staging / "rlinf.yaml").write_text(text + yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return out, differences
 
 
 def _require_recipe(policy, config: StageTwoConfig) -> None:
@@ -96,7 +103,7 @@ def _write_model(policy: Pi05, frames: dict[str, np.ndarray], out: Path) -> None
 def norm_stats(policy: Pi05, frames: dict[str, np.ndarray]) -> dict[str, Any]:
     """openpi's statistics: the quantiles of actions are the limits that the policy was trained with."""
     normalizer, contract = policy.normalizer, policy.contract
-    assert not isinstance(normalizer, QuantileNormalizer)       # refused above
+    assert policy.stored is None        # refused above
     limits = action_of(np.stack([normalizer.low.cpu().numpy(), normalizer.high.cpu().numpy()]), contract)
     state = frames["state"].astype(np.float64)
     quantiles = {"state": np.quantile(state, [0.01, 0.99], axis=0), "actions": limits}
@@ -131,14 +138,15 @@ def openpi_names(config: Pi05Config) -> set[str]:
     return names
 
 
-def rlinf_config(config: StageTwoConfig, contract: Contract, root: str, name: str) -> dict[str, Any]:
-    """The resolved configuration, as plain data. Numbers that our run does not set are the released recipe's."""
-    policy = load_policy_config(config)
+def rlinf_config(config: StageTwoConfig, policy: Pi05Config, contract: Contract, root: str, name: str) -> dict[str, Any]:
+    """The resolved configuration, as plain data. Numbers that our run does not set are the released recipe's.
+
+    policy: with the run's policy_config in it.
+    """
     chunk, ppo = policy.chunk, config.ppo
     steps = -(-contract.tasks[config.task].max_steps // chunk) * chunk
-    samples = RECIPE_ENVS * RECIPE_ROLLOUTS * steps // chunk
-    per_gpu = samples // RECIPE_GPUS
-    micro = max(size for size in range(1, RECIPE_MICRO_BATCH + 1) if per_gpu % size == 0)
+    rollouts = max(1, round(config.episodes / RECIPE_ENVS))
+    minibatch, micro, minibatches = _batches(RECIPE_ENVS * rollouts * steps // chunk, ppo.minibatch_size)
     model = _model(policy, f"{root}/model")
     return {
         "cluster": {"num_nodes": 1, "component_placement": {"actor,env,rollout": "all"}},
@@ -150,24 +158,25 @@ def rlinf_config(config: StageTwoConfig, contract: Contract, root: str, name: st
             "save_interval": config.save_every, "resume_dir": None, "ckpt_path": None},
         "algorithm": {
             "normalize_advantages": True, "kl_penalty": "kl", "group_size": 1, "reward_coef": 1.0, "reward_type": "chunk_level",
-            "logprob_type": "chunk_level", "entropy_type": "chunk_level", "update_epoch": ppo.epochs, "adv_type": "gae",
-            "loss_type": "actor_critic", "loss_agg_func": "token-mean", "kl_beta": 0.0, "entropy_bonus": ppo.entropy_weight,
-            "clip_ratio_high": ppo.clip, "clip_ratio_low": ppo.clip, "clip_ratio_c": 3.0, "value_clip": ppo.value_clip,
-            "huber_delta": ppo.huber_delta, "gamma": ppo.gamma, "gae_lambda": ppo.gae_lambda, "filter_rewards": False,
-            "rewards_lower_bound": 0.0, "rewards_upper_bound": 1.0},
+            "logprob_type": LOGPROB_TYPES[ppo.level], "entropy_type": "chunk_level", "update_epoch": ppo.epochs,
+            "adv_type": "gae", "loss_type": "actor_critic", "loss_agg_func": "token-mean", "kl_beta": 0.0,
+            "entropy_bonus": ppo.entropy_weight, "clip_ratio_high": ppo.clip, "clip_ratio_low": ppo.clip, "clip_ratio_c": 3.0,
+            "value_clip": ppo.value_clip, "huber_delta": ppo.huber_delta, "gamma": ppo.gamma, "gae_lambda": ppo.gae_lambda,
+            "filter_rewards": False, "rewards_lower_bound": 0.0, "rewards_upper_bound": 1.0},
         "env": {"group_name": "EnvGroup", "enable_offload": False,
-                "train": _env(config, steps, f"{root}/video/train", train=True),
-                "eval": _env(config, steps, f"{root}/video/eval", train=False)},
+                "train": _env(config, steps, f"{root}/video/train", rollouts),
+                "eval": _env(config, steps, f"{root}/video/eval", None)},
         "rollout": {"group_name": "RolloutGroup", "generation_backend": "huggingface", "recompute_logprobs": False,
                     "enable_offload": False, "pipeline_stage_num": 1,
                     "model": {"model_path": model["model_path"], "precision": None}},
         "actor": {
-            "group_name": "ActorGroup", "training_backend": "fsdp", "micro_batch_size": micro, "global_batch_size": samples,
+            "group_name": "ActorGroup", "training_backend": "fsdp", "micro_batch_size": micro, "global_batch_size": minibatch,
             "seed": config.seed, "enable_offload": False, "config_name": RECIPE, "enable_sft_co_train": config.beta > 0,
             "sft_loss_weight": config.beta * RECIPE_WIDTH / contract.action.dim, "sft_data_path": f"{root}/data",
             "model": model,
             "optim": {"lr": config.lr, "value_lr": config.value_lr, "adam_beta1": 0.9, "adam_beta2": 0.95, "adam_eps": 1e-8,
-                      "clip_grad": config.max_grad_norm, "critic_warmup_steps": 0},
+                      "weight_decay": config.weight_decay, "clip_grad": config.max_grad_norm,
+                      "critic_warmup_steps": config.critic_warmup * ppo.epochs * minibatches},
             "fsdp_config": _fsdp()},
         "weight_syncer": {"type": "patch", "patch": {
             "snapshot_device": "cpu", "delta_encoding": True, "compression": "none",
@@ -176,12 +185,14 @@ def rlinf_config(config: StageTwoConfig, contract: Contract, root: str, name: st
     }
 
 
-def load_policy_config(config: StageTwoConfig) -> Pi05Config:
-    """The policy's configuration, without its weights."""
-    from rlco_common.strict import from_mapping
-    from rlco_policy.checkpoint import read_description
-
-    return from_mapping(Pi05Config, read_description(config.start)["config"], str(config.start))
+def _batches(samples: int, minibatch_size: int) -> tuple[int, int, int]:
+    """(samples of an optimizer step, of a GPU's micro-batch, optimizer steps per epoch), as near to minibatch_size as divides
+    what each of the recipe's GPUs has of an iteration's samples."""
+    per_gpu = samples // RECIPE_GPUS
+    step = min((size for size in range(1, per_gpu + 1) if per_gpu % size == 0),
+               key=lambda size: abs(size - minibatch_size / RECIPE_GPUS))
+    micro = max(size for size in range(1, RECIPE_MICRO_BATCH + 1) if step % size == 0)
+    return step * RECIPE_GPUS, micro, per_gpu // step
 
 
 def _model(policy: Pi05Config, path: str) -> dict[str, Any]:
@@ -199,9 +210,11 @@ def _model(policy: Pi05Config, path: str) -> dict[str, Any]:
     }
 
 
-def _env(config: StageTwoConfig, steps: int, videos: str, *, train: bool) -> dict[str, Any]:
+def _env(config: StageTwoConfig, steps: int, videos: str, rollouts: int | None) -> dict[str, Any]:
+    """rollouts: how often all environments run in an iteration; None = they evaluate, once."""
+    train = rollouts is not None
     return {
-        "env_type": "maniskill", "total_num_envs": RECIPE_ENVS, "rollout_epoch": RECIPE_ROLLOUTS if train else 1,
+        "env_type": "maniskill", "total_num_envs": RECIPE_ENVS, "rollout_epoch": rollouts or 1,
         "auto_reset": True, "ignore_terminations": True, "use_rel_reward": False, "seed": config.seed, "group_size": 1,
         "is_eval": not train, "use_fixed_reset_state_ids": False, "max_steps_per_rollout_epoch": steps,
         "max_episode_steps": steps, "reward_mode": "raw", "wrap_obs_mode": "raw", "enable_offload": False,

@@ -28,7 +28,10 @@ def _rlinf(targets) -> None:
     def run(options):
         from rlco_trainer.rlinf_export import export_rlinf
 
-        print(export_rlinf(options.run_, options.out, cluster_root=options.cluster_root, overrides=options.overrides))
+        folder, differences = export_rlinf(options.run_, options.out, cluster_root=options.cluster_root,
+                                           overrides=options.overrides)
+        print(folder)
+        print("not carried over, because RLinf's recipe does it otherwise:", *differences, sep="\n- ")
 
     parser = command(targets, "rlinf", run, "a Stage II run of pi05 for RLinf: data, weights, statistics and configuration")
     parser.add_argument("run_", metavar="RUN", help="directory of a Stage II run, or its YAML before it has been started")
