@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from commands import written
 from tiny_models import openvla_tokenizer
 
 from rlco_common.contract import load_contract
@@ -15,14 +16,14 @@ from rlco_policy.footprint import GIB
 from rlco_trainer import memory
 from rlco_trainer import plan as planning
 from rlco_trainer.cli import main
-from rlco_trainer.config import ReplayConfig, StageOneConfig, StageTwoConfig
+from rlco_trainer.config import PpoConfig, ReplayConfig, StageOneConfig, StageTwoConfig
 from rlco_trainer.plan import HOST, activation_bytes, plan_stage1, plan_stage2
 
 PEAK = """
 import resource, sys
 from rlco_trainer.cli import main
 main(sys.argv[1:])
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+print("peak", sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) * 1024)
 """
 
 
@@ -47,6 +48,25 @@ def test_the_memory_of_stage_one_is_about_what_a_run_takes(stage1):
                          capture_output=True, check=True)
     peak = int(re.search(r"peak (\d+)", run.stdout)[1])
     assert 0.6 < predicted / peak < 1.5, f"predicted {predicted / GIB:.2f} GiB, taken {peak / GIB:.2f} GiB"
+
+
+@pytest.mark.long
+def test_the_memory_of_stage_two_is_about_what_a_run_takes(stage2, tmp_path):
+    config = replace(stage2, iterations=3, workers=1, ema=0.9, critic_warmup=1, measure_every=100, min_initial_success=0.0,
+                     replay=replace(stage2.replay, min_size=1, capacity=500))
+    predicted = plan_stage2(config, trial=False).needed(HOST)
+    run = subprocess.run([sys.executable, "-c", PEAK, "train", "stage2", written(config, tmp_path / "stage2.yaml")], text=True,
+                         capture_output=True, check=True)
+    peak = int(re.search(r"peak (\d+)", run.stdout)[1])
+    assert 0.6 < predicted / peak < 1.5, f"predicted {predicted / GIB:.2f} GiB, taken {peak / GIB:.2f} GiB"
+
+
+def test_every_copy_of_the_weights_is_counted(stage2):
+    def names(**changes):
+        return {part.name for part in plan_stage2(replace(stage2, **changes), trial=False).parts}
+
+    more = names(ema=0.9, overlap=True, ppo=PpoConfig(surrogate_weight=0.0)) - names(replay=ReplayConfig())
+    assert more >= {"averaged weights", "copy that acts beside the update", "AdamW's moments of the replay", "success replay"}
 
 
 @pytest.mark.long

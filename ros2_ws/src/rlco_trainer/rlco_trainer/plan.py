@@ -89,7 +89,6 @@ def plan_stage1(config: StageOneConfig, *, trial: bool = True) -> Plan:
     plan = _plan(policy, "sft", config, [
         *_training_parts(policy, "sft", config, batch),
         *_dataset_parts(policy, {"real": config.real, "sim": config.sim}),
-        *([Part("averaged weights", footprint(policy, "sft").trainable * 4, _place(config))] if config.ema else []),
     ])
     plan.require_fit()
     if not trial:
@@ -107,31 +106,42 @@ def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
     """Plan of a Stage II run. Raises TrainingError when it does not fit."""
     contract = load_contract(config.contract)
     policy = blank_policy(config.start, config.policy_config)
-    micro = -(-max(config.ppo.minibatch_size, config.sft_batch_size, config.replay.batch_size) // config.micro_batches)
-    parts = _training_parts(policy, "rl", config, micro)
-    parts += _dataset_parts(policy, {"real": config.real, "replay.demos": config.replay.demos})
     chunks = config.max_chunks or -(-contract.task(config.task).max_steps // policy.spec.chunk)
+    parts = _training_parts(policy, "rl", config, -(-_largest_batch(config, chunks) // config.micro_batches))
+    parts += _dataset_parts(policy, {"real": config.real, "replay.demos": config.replay.demos})
     decision = _bytes_of(policy.example_inputs())
     # sampled chunks exist twice while they are put together; traces hold one chunk or chain, small beside the images
     parts.append(Part("rollout", 2 * config.episodes * chunks * decision, advice="Fewer episodes per iteration."))
     if config.replay.updates:
         parts.append(Part("success replay", 2 * config.replay.capacity * decision, advice="Lower replay.capacity."))
+        parts.append(Part("AdamW's moments of the replay", footprint(policy, "rl").optimizer, _place(config),
+                          "Train fewer weights, or set replay.updates=0."))
     if config.places.weight:
         parts.append(Part("places", 2 * config.places.capacity * decision, advice="Lower places.capacity."))
     if config.overlap:
-        parts.append(Part("copy that acts beside the update", footprint(policy, "rl").trainable * 4, _place(config),
+        parts.append(Part("copy that acts beside the update", footprint(policy, "rl").gradients, _place(config),
                           "Set overlap=false."))
     if config.backend == "cpu":
         processes = max(1, config.workers)
         parts.append(Part(f"simulators, {config.scenes} scenes in {processes} processes",
                           processes * PROCESS_BYTES + config.scenes * SCENE_BYTES, advice="Fewer workers or scenes."))
     plan = _plan(policy, "rl", config, parts)
+    if config.backend == "gpu":
+        plan = dataclasses.replace(plan, notes=(*plan.notes, "  the scenes on the GPU are not included"))
     plan.require_fit()
     if not trial:
         return plan
     seconds, replayed = _try_iteration(config, contract)
     notes = () if replayed else ("  the time leaves out the success replay: nothing succeeded in the trial",)
     return dataclasses.replace(plan, seconds=seconds, notes=plan.notes + notes)
+
+
+def _largest_batch(config: StageTwoConfig, chunks: int) -> int:
+    """Samples whose activations are kept at once; the real batch goes along with PPO's and with the replay's."""
+    real = config.sft_batch_size if config.beta else 0
+    ppo = min(config.ppo.minibatch_size, config.episodes * chunks)
+    replay = max(config.replay.batch_size + real, config.places.batch_size if config.places.weight else 0)
+    return max(ppo + real, replay if config.replay.updates else 0)
 
 
 def _try_iteration(config: StageTwoConfig, contract: Contract) -> tuple[float, bool]:
@@ -195,6 +205,8 @@ def _training_parts(policy: VLAPolicy, stage: str, config, batch: int) -> list[P
     smaller = "Train fewer weights (LoRA, trains: expert), use bfloat16, or a device with more memory."
     parts = [Part("weights", it.weights, place, smaller),
              Part("gradients and AdamW's moments", it.gradients + it.optimizer, place, smaller)]
+    if config.ema:
+        parts.append(Part("averaged weights", it.gradients, place, smaller))
     if not _empty(policy):
         parts.append(Part(f"activations of {batch} samples", batch * activation_bytes(policy, stage), place,
                           "Raise micro_batches."))
