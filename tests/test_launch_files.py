@@ -107,7 +107,7 @@ def test_a_node_has_what_the_file_says(launch, tmp_path):
       <let name="who" value="robot_$(var rate)"/>
       <set_env name="FIRST" value="1"/>
       <node pkg="p" exec="e" name="$(var who)" namespace="arm" args="--x 'a b'" ros_args="--log-level debug" respawn="true"
-            respawn_delay="0.5" on_exit="shutdown" output="screen">
+            respawn_delay="0.5" sigterm_timeout="60" sigkill_timeout="2.5" on_exit="shutdown" output="screen">
         <param name="rate_hz" value="$(var rate)" type="float"/>
         <param name="label" value="$(var rate)" type="str"/>
         <param from="$(dirname)/p.yaml"/>
@@ -122,6 +122,7 @@ def test_a_node_has_what_the_file_says(launch, tmp_path):
         (("in", "/out/4"),), ("--x", "a b"), ("--log-level", "debug"))
     assert node.environment == {"FIRST": "1", "SECOND": "12"}
     assert (node.respawn, node.respawn_delay_s, node.ends_run) == (True, 0.5, True)
+    assert (node.sigterm_timeout_s, node.sigkill_timeout_s) == (60.0, 2.5)
 
 
 def test_the_command_line_is_launch_ros_own(launch, tmp_path):
@@ -198,6 +199,8 @@ def test_included_files_share_configurations(launch, tmp_path):
     ("<node pkg='p' exec='e' output='log'/>", "output=\"log\" is not known; known: screen, both"),
     ("<node pkg='p' exec='e' on_exit='restart'/>", "on_exit=\"restart\""),
     ("<node pkg='p' exec='e' respawn_delay='-1'/>", "negative"),
+    ("<node pkg='p' exec='e' sigterm_timeout='inf'/>", "sigterm_timeout=\"inf\" is negative or not finite"),
+    ("<node pkg='p' exec='e' sigkill_timeout='$(var x)'/>", "sigkill_timeout=.* is not a number of seconds"),
     ("<let name='x' value='$(evil)'/>", r":2: <let>: substitution \$\(evil\) is not known here; known: \$\(var\)"),
     ("<arg name='x' default='c'><choice value='a'/><choice value='b'/></arg>", "x:=c is not one of: a, b"),
     ("<include file='x.launch.xml'/>", r"begin it with \$\(dirname\)"),
@@ -403,6 +406,43 @@ def test_a_signal_stops_every_node_in_order(programs, tmp_path, number):
     assert run.returncode == 0
     assert rest.count("got SIGINT") == 2
     assert all(map(gone, pids))
+
+
+FINISHES_AFTER_THE_USUAL_TIME = """
+def finish(number, frame):
+    time.sleep(6.0)
+    print('saved', flush=True)
+    raise SystemExit(0)
+signal.signal(signal.SIGINT, finish)
+print('waiting', flush=True)
+time.sleep(60)
+"""
+IGNORES = """
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+print('waiting', flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_node_has_the_time_to_finish_that_its_file_gives_it(programs, tmp_path):
+    programs(saves=FINISHES_AFTER_THE_USUAL_TIME, ignores=IGNORES)
+    file = write(tmp_path, "<node pkg='things' exec='saves' sigterm_timeout='120'/><node pkg='things' exec='ignores'/>")
+    with subprocess.Popen([*COMMAND, file], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        waiting = 0
+        while waiting < 2:
+            line = run.stdout.readline()
+            assert line, "the run ended by itself"
+            waiting += "waiting" in line
+        run.send_signal(signal.SIGINT)
+        rest, error = run.communicate(timeout=60)
+    assert "[saves] is asked to stop and has 120 s to finish what it does" in rest
+    assert "[saves] saved" in rest
+    assert "process 'ignores'" in error and "signal SIGTERM" in error, "the other had no more than usual"
+
+
+def test_the_trainer_has_minutes_to_finish_its_iteration():
+    node, = evaluate_launch_file(shipped()["train"], REQUIRED["train"])
+    assert node.sigterm_timeout_s == 300.0
 
 
 @pytest.mark.parametrize(("arguments", "problem"), [

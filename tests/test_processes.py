@@ -38,10 +38,34 @@ def test_a_died_process_is_an_error_that_quotes_its_log(tmp_path):
 
 def test_a_process_that_ignores_signals_is_killed(tmp_path):
     processes = Processes(tmp_path, domain_id=1)
-    child = processes.start("stubborn", [sys.executable, "-c", STUBBORN])
+    child = processes.start("stubborn", [sys.executable, "-c", STUBBORN], sigterm_timeout_s=0.2, sigkill_timeout_s=0.2)
     wait_for(lambda: "ready" in child.tail())
-    processes.stop_all(timeout_s=0.2)
+    processes.stop_all()
     assert child.process.returncode == -9
+
+
+FINISHES = """
+import signal, sys, time
+def finish(*_):
+    time.sleep(1.0)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGINT, finish)
+print("ready", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_process_that_was_given_more_time_keeps_it_beside_one_that_is_killed(tmp_path):
+    processes = Processes(tmp_path, domain_id=1)
+    patient = processes.start("patient", [sys.executable, "-c", FINISHES], sigterm_timeout_s=60.0)
+    stubborn = processes.start("stubborn", [sys.executable, "-c", STUBBORN], sigterm_timeout_s=0.2, sigkill_timeout_s=0.2)
+    wait_for(lambda: "ready" in patient.tail() and "ready" in stubborn.tail())
+    started = time.monotonic()
+    processes.stop_all()
+    assert time.monotonic() - started < 30.0
+    assert (stubborn.process.returncode, patient.process.returncode) == (-9, 0)
+    assert patient.tail().endswith("saved")
 
 
 def test_children_end_with_the_thread_that_started_them(tmp_path):

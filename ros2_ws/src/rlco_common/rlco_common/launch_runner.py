@@ -16,7 +16,7 @@ from typing import TextIO
 import yaml
 
 from rlco_common.launch_xml import LaunchNode
-from rlco_common.processes import Child, Processes
+from rlco_common.processes import STOP_TIMEOUT_S, Child, Processes
 from rlco_common.resources import package_executable
 from rlco_common.signals import TERMINAL_SIGNALS, StopRequest, stop_requested
 
@@ -97,6 +97,7 @@ class _Run:
                 for label in [label for label, due in self._due.items() if due <= time.monotonic()]:
                     del self._due[label]
                     self._start(processes, label)
+            self._say_what_may_take_long()
         self._forward(last=True)
         if stop.is_set() and self._culprit is None:
             self._culprit = next((child for child in self._children.values()
@@ -108,7 +109,10 @@ class _Run:
         return status if status >= 0 else 128 - status
 
     def _start(self, processes: Processes, label: str) -> None:
-        self._children[label] = processes.start(label, self._commands[label], self._nodes[label].environment)
+        node = self._nodes[label]
+        self._children[label] = processes.start(label, self._commands[label], node.environment,
+                                                sigterm_timeout_s=node.sigterm_timeout_s,
+                                                sigkill_timeout_s=node.sigkill_timeout_s)
 
     def _on_end(self, child: Child) -> None:
         node, status = self._nodes[child.name], child.process.returncode
@@ -124,6 +128,11 @@ class _Run:
         if status or node.ends_run:
             self._wanted.clear()
         self._wanted.discard(child.name)
+
+    def _say_what_may_take_long(self) -> None:
+        for label, child in self._children.items():
+            if child.running() and child.sigterm_timeout_s > STOP_TIMEOUT_S:
+                self._followers[label].say(f"is asked to stop and has {child.sigterm_timeout_s:g} s to finish what it does")
 
     def _forward(self, last: bool = False) -> None:
         for follower in self._followers.values():

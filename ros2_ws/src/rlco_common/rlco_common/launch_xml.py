@@ -5,6 +5,7 @@ unless, and the substitutions of launch_text. It means what `ros2 launch` of Jaz
 refused by name, with file and line. `rlco_common.launch_runner` starts the nodes.
 """
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 from rlco_common.errors import ConfigError
 from rlco_common.launch_file import Element, declared_arguments, load_elements, read_launch_file
 from rlco_common.launch_text import LaunchProblem, Scope, expand, truth, typed_value, words
+from rlco_common.processes import STOP_TIMEOUT_S
 
 _NAMESPACE = "ros_namespace"    # the launch configuration in which launch_ros, too, keeps the pushed namespace
 _OUTPUTS = ("screen", "both")   # here everything goes to the terminal and to a log file
@@ -34,6 +36,8 @@ class LaunchNode:
     environment: dict[str, str]                 # beside what the launching process has
     respawn: bool
     respawn_delay_s: float
+    sigterm_timeout_s: float                    # from SIGINT on; from there until SIGKILL:
+    sigkill_timeout_s: float
     ends_run: bool                              # on_exit="shutdown": its end, also a good one, ends all
 
 
@@ -178,7 +182,9 @@ class _Walk:
             ros_arguments=tuple(words(attributes.get("ros_args", ""), scope)),
             environment={**self._environment, **dict(map(self._pair, children["env"]))},
             respawn=truth(attributes.get("respawn", "false"), scope),
-            respawn_delay_s=_seconds(attributes.get("respawn_delay", "0")),
+            respawn_delay_s=_seconds(attributes, "respawn_delay", 0.0),
+            sigterm_timeout_s=_seconds(attributes, "sigterm_timeout", STOP_TIMEOUT_S),
+            sigkill_timeout_s=_seconds(attributes, "sigkill_timeout", STOP_TIMEOUT_S),
             ends_run="on_exit" in attributes,
         ))
 
@@ -212,11 +218,13 @@ class _Walk:
         return path
 
 
-def _seconds(text: str) -> float:
+def _seconds(attributes: Mapping[str, str], name: str, default: float) -> float:
+    """An attribute that launch, too, reads as a plain number, without substitutions."""
+    text = attributes.get(name, str(default))
     try:
         value = float(text)
     except ValueError as error:
-        raise LaunchProblem(f"respawn_delay=\"{text}\" is not a number of seconds") from error
-    if value < 0:
-        raise LaunchProblem(f"respawn_delay=\"{text}\" is negative")
+        raise LaunchProblem(f"{name}=\"{text}\" is not a number of seconds") from error
+    if not 0 <= value < math.inf:
+        raise LaunchProblem(f"{name}=\"{text}\" is negative or not finite")
     return value

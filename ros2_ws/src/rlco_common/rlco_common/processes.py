@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from rlco_common.errors import ProcessError
 # ended before setpriv (of util-linux) had said what shall happen then.
 _END_WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 _LOG_TAIL_LINES = 15
+STOP_TIMEOUT_S = 5.0
+"""What a process has after SIGINT before SIGTERM, and after that before SIGKILL, unless it is given more; as in launch."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Child:
     name: str
     process: subprocess.Popen
     log: Path
+    sigterm_timeout_s: float = STOP_TIMEOUT_S       # from SIGINT on
+    sigkill_timeout_s: float = STOP_TIMEOUT_S       # from SIGTERM on
 
     @property
     def pid(self) -> int:
@@ -88,8 +93,12 @@ class Processes:
         ros = ["--ros-args", *ros_arguments] if ros_arguments else []
         return self.start(name or module.rpartition(".")[2], [sys.executable, "-m", module, *arguments, *ros])
 
-    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> Child:
-        """Start any command under this session's environment, with additions of its own."""
+    def start(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None, *,
+              sigterm_timeout_s: float = STOP_TIMEOUT_S, sigkill_timeout_s: float = STOP_TIMEOUT_S) -> Child:
+        """Start any command under this session's environment, with additions of its own.
+
+        It is stopped by SIGINT, by SIGTERM `sigterm_timeout_s` later, by SIGKILL `sigkill_timeout_s` after that.
+        """
         if name in self._children and self._children[name].running():
             raise ProcessError(f"process '{name}' is already running (pid {self._children[name].pid}); stop it first")
         self.log_directory.mkdir(parents=True, exist_ok=True)
@@ -99,7 +108,7 @@ class Processes:
                 [*_END_WITH_PARENT, str(os.getpid()), *command], stdin=subprocess.DEVNULL, stdout=stream,
                 stderr=subprocess.STDOUT, env={**self._environment, **(environment or {})}, start_new_session=True,
             )
-        self._children[name] = Child(name, process, log)
+        self._children[name] = Child(name, process, log, sigterm_timeout_s, sigkill_timeout_s)
         return self._children[name]
 
     def check(self) -> None:
@@ -121,16 +130,16 @@ class Processes:
         child.process.kill()
         child.process.wait()
 
-    def stop(self, name: str, timeout_s: float = 5.0) -> int:
+    def stop(self, name: str) -> int:
         """Stop one process in order and return its exit status."""
         child = self._children.pop(name)
-        _stop([child], timeout_s)
+        _stop([child])
         return child.process.returncode
 
-    def stop_all(self, timeout_s: float = 5.0) -> None:
-        """Stop every process, newest first in signalling; each of SIGINT, SIGTERM has `timeout_s` before the next."""
+    def stop_all(self) -> None:
+        """Stop every process, newest first in signalling, each with the time it was given between two signals."""
         children, self._children = list(self._children.values()), {}
-        _stop(children[::-1], timeout_s)
+        _stop(children[::-1])
 
 
 def parameter_text(value) -> str:
@@ -144,17 +153,22 @@ def parameter_text(value) -> str:
     return json.dumps(value)
 
 
-def _stop(children: list[Child], timeout_s: float) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
-        waiting = [child for child in children if child.running()]
-        for child in waiting:
-            child.process.send_signal(number)
-        deadline = time.monotonic() + timeout_s
-        for child in waiting:
-            try:
-                child.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                continue
+def _stop(children: list[Child]) -> None:
+    begun = time.monotonic()
+    signals = [(due_s, number, child) for child in children for due_s, number in (
+        (0.0, signal.SIGINT), (child.sigterm_timeout_s, signal.SIGTERM),
+        (child.sigterm_timeout_s + child.sigkill_timeout_s, signal.SIGKILL))]
+    for due_s, number, child in sorted(signals, key=lambda entry: entry[0]):
+        _wait(children, begun + due_s)
+        child.process.send_signal(number)       # to one that has ended, none is sent
+    _wait(children, time.monotonic() + STOP_TIMEOUT_S)
+
+
+def _wait(children: list[Child], deadline: float) -> None:
+    """Wait until all have ended, at most until the deadline on the monotonic clock."""
+    for child in children:
+        with suppress(subprocess.TimeoutExpired):
+            child.process.wait(max(0.0, deadline - time.monotonic()))
 
 
 def _exit_text(status: int) -> str:

@@ -40,7 +40,7 @@ def _section(file: LaunchFile) -> str:
         f"## {_name(file)}", "", file.description, "",
         f"    rlco up {_name(file)}{_required(own)}",
         f"    ros2 launch {_package(file)} {file.path.name}{_required(own)}", "",
-        "Starts " + ", ".join(_starts(root)) + f". `use_sim_time` defaults to `{use_sim_time}`.", "",
+        "Starts " + ", ".join(_starts(root)) + f". `use_sim_time` defaults to `{use_sim_time}`." + _patience(root), "",
         _arguments(own)])
 
 
@@ -56,6 +56,12 @@ def _starts(root: Element) -> list[str]:
             continue
         found.append(what + (f" (if {code(child.attributes['if'])})" if "if" in child.attributes else ""))
     return found
+
+
+def _patience(root: Element) -> str:
+    """What nodes of the outermost level have more time for than usual when they are stopped."""
+    return "".join(f" At Ctrl-C {code(child.attributes['exec'])} has {child.attributes['sigterm_timeout']} s to finish what it "
+                   "does." for child in root.children if "sigterm_timeout" in child.attributes)
 
 
 def _required(arguments: Sequence[LaunchArgument]) -> str:
