@@ -6,6 +6,7 @@ import pytest
 
 from rlco_common.contract import load_contract
 from rlco_common.launch_xml import evaluate_launch_file
+from rlco_common.resources import package_executable
 from rlco_trainer.cli import build_parser
 from rlco_trainer.commands.up import shipped
 from rlco_trainer.reference.commands import commands_page, leaf_commands
@@ -74,6 +75,11 @@ def test_every_node_that_a_launch_file_starts_is_described_with_the_parameters_i
             given = {key for part in node.parameters if isinstance(part, dict) for key in part}
             assert variants, f"{node.executable} is missing in rlco_trainer.reference.ros"
             assert given <= declared, f"{name}: {node.executable} has no parameter {given - declared}"
+
+
+def test_every_node_is_installed_under_the_name_that_the_page_runs(nodes):
+    for node in nodes:
+        assert package_executable(node.package, node.executable)
 
 
 def test_every_parameter_says_what_it_is(nodes):

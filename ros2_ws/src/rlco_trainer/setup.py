@@ -21,6 +21,6 @@ setup(
     maintainer_email="maintainers@rlco.org",
     description="Bags to datasets, Stage I and Stage II of RL-based sim-real co-training, evaluation and reports.",
     license="Apache-2.0",
-    entry_points={"console_scripts": ["rlco = rlco_trainer.cli:main", "trainer_node = rlco_trainer.nodes.trainer_node:main",
+    entry_points={"console_scripts": ["rlco = rlco_trainer.cli:main", "trainer = rlco_trainer.nodes.trainer_node:main",
                                       "evaluator_node = rlco_trainer.nodes.evaluator_node:main"]},
 )

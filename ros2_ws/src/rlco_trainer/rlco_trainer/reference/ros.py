@@ -15,7 +15,7 @@ from rlco_common.ros import prepare_environment
 from rlco_teleop.devices import DEVICES
 from rlco_trainer.reference.nodes import Node, Parameter
 
-# (package, module, parameters that choose a variant). The fault relay is a tool of `rlco fault` and no part of a cell.
+# (package, executable, parameters that choose a variant). The fault relay is a tool of `rlco fault` and no part of a cell.
 PROGRAMS = (
     ("rlco_sim_bridge", "bridge_node", ""),
     ("rlco_teleop", "gate_node", ""),
@@ -26,7 +26,7 @@ PROGRAMS = (
     ("rlco_teleop", "camera_node", ""),
     ("rlco_teleop", "start_node", ""),
     ("rlco_policy", "policy_node", ""),
-    ("rlco_trainer", "trainer_node", ""),
+    ("rlco_trainer", "trainer", ""),
     ("rlco_trainer", "evaluator_node", ""),
 )
 _NOT_OURS = ("use_sim_time", "start_type_description_service")       # rclpy declares them on every node
@@ -39,14 +39,14 @@ def inspected_nodes() -> list[Node]:
     return [_inspect(*program) for program in PROGRAMS]
 
 
-def _inspect(package: str, module: str, variant: str) -> Node:
+def _inspect(package: str, executable: str, variant: str) -> Node:
     given = ["-p", variant] if variant else []
     rclpy.init(args=["--ros-args", "-p", "autostart:=false", *given])
     try:
-        kind = _node_class(f"{package}.nodes.{module}")
+        kind = _node_class(f"{package}.nodes.{executable.removesuffix('_node')}_node")
         node = kind()
         try:
-            return Node(package, module, node.get_name(), variant, (inspect.getdoc(kind) or "").split("\n\n")[0],
+            return Node(package, executable, node.get_name(), variant, (inspect.getdoc(kind) or "").split("\n\n")[0],
                         _parameters(node), _services(node))
         finally:
             getattr(node, "close", lambda: None)()
