@@ -108,6 +108,7 @@ def test_overrides_reach_nested_fields_and_leave_the_source_alone():
     data = {"a": {"b": 1}, "c": 2}
     assert apply_overrides(data, ["a.b=1e-3", "d=[1, 2]"]) == {"a": {"b": "1e-3"}, "c": 2, "d": [1, 2]}
     assert data == {"a": {"b": 1}, "c": 2}
+    assert apply_overrides(data, ["a.b=", "c=''", "d=null"]) == {"a": {"b": ""}, "c": "", "d": None}
     with pytest.raises(ConfigError, match="key=value"):
         apply_overrides(data, ["a.b"])
 

@@ -76,7 +76,10 @@ def to_mapping(value: Any) -> Any:
 
 
 def apply_overrides(data: dict[str, Any], overrides: list[str], where: str = "override") -> dict[str, Any]:
-    """Copy of `data` with `a.b=value` overrides applied; values are parsed as YAML scalars or flow collections."""
+    """Copy of `data` with `a.b=value` overrides applied; values are parsed as YAML scalars or flow collections.
+
+    `a.b=` is the empty string, which is also what a shell makes of `a.b=''`; nothing at all is `a.b=null`.
+    """
     result = yaml.safe_load(yaml.safe_dump(data))
     for text in overrides:
         key, separator, value = text.partition("=")
@@ -88,7 +91,7 @@ def apply_overrides(data: dict[str, Any], overrides: list[str], where: str = "ov
             node = node.setdefault(part, {})
             if not isinstance(node, dict):
                 raise ConfigError(f"{where} '{text}': '{part}' is not a section")
-        node[parts[-1]] = yaml.safe_load(value)
+        node[parts[-1]] = yaml.safe_load(value) if value else ""
     return result
 
 
