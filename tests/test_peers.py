@@ -1,4 +1,4 @@
-"""Data parallelism: the number of processes changes nothing but rounding."""
+"""Data parallelism: the number of processes changes an update on the same samples by rounding alone."""
 
 import json
 import sys

@@ -1,7 +1,8 @@
 """The processes of one training run, started by torchrun; alone, everything here does nothing.
 
 Every process draws the same batches from the same random streams and computes its part of each; the parts' gradients are
-summed. So batch sizes are those of the whole run, and the number of processes changes nothing but rounding.
+summed. So batch sizes are those of the whole run, and the number of processes changes an update on the same samples by
+rounding alone. The samples of Stage II depend on it: each process explores its share of the episodes with noise of its own.
 """
 
 import os
