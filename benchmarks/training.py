@@ -40,7 +40,8 @@ from rlco_common.contract import Contract, load_contract
 from rlco_common.observation import Observation, encode_image, encode_proprioception
 from rlco_common.pose import Pose
 from rlco_common.seeds import RL, SELECTION
-from rlco_sim_bridge.pool import NO_RESET, ChunkBatch, ObservationBatch, TwinPool
+from rlco_sim_bridge.pool import ChunkBatch, ObservationBatch, TwinPool
+from rlco_sim_bridge.pool_worker import NO_RESET
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, load_stage_config
 from rlco_trainer.dataset.simulated import write_simulated_demos
 from rlco_trainer.denormals import flushed_denormals
@@ -74,8 +75,9 @@ class TimedPool:
     """A pool whose waiting times a stopwatch takes."""
 
     def __init__(self, pool, watch: Stopwatch):
-        self.scenes, self.contract = pool.scenes, pool.contract
-        self.reset, self.step_chunks = watch.wrap("reset", pool.reset), watch.wrap("step and render", pool.step_chunks)
+        self.scenes, self.groups, self.drain = pool.scenes, pool.groups, pool.drain
+        self.reset = watch.wrap("reset", pool.reset)
+        self.begin_chunks, self.end_chunks = pool.begin_chunks, watch.wrap("waiting for the simulators", pool.end_chunks)
 
 
 class Ours:
@@ -117,7 +119,7 @@ class StockPool:
     """What TwinPool does, done the plain way: a stock environment in each process, a picture at each control step."""
 
     def __init__(self, contract: Contract):
-        self.scenes, self.contract = PROCESSES, contract
+        self.scenes, self.groups = PROCESSES, [list(range(PROCESSES))]
         context = multiprocessing.get_context("spawn")
         self._pipes, theirs = zip(*(context.Pipe() for _ in range(PROCESSES)), strict=True)
         self._processes = [context.Process(target=serve_stock, args=(pipe,), daemon=True) for pipe in theirs]
@@ -136,7 +138,8 @@ class StockPool:
             self._seen[scene], self._ended[scene] = self._pipes[scene].recv(), 0
         return self._observations()
 
-    def step_chunks(self, actions: np.ndarray, reset_seeds=None) -> ChunkBatch:
+    def begin_chunks(self, scenes, actions: np.ndarray, reset_seeds, ending) -> None:
+        """Of all scenes, carried out here and now."""
         executed = np.zeros(PROCESSES, dtype=np.int64)
         for tick in range(actions.shape[1]):
             acting = [scene for scene in range(PROCESSES) if not self._ended[scene, 2]]
@@ -146,8 +149,16 @@ class StockPool:
                 self._seen[scene], outcome = self._pipes[scene].recv()
                 self._ended[scene] = (*outcome, self._ended[scene, 3] + 1)
                 executed[scene] += 1
+        self._ended[:, 2] |= np.array(ending)
         success, failure, done, steps = self._ended.T.copy()
-        return ChunkBatch(self._observations(), success > 0, failure > 0, done > 0, steps, executed)
+        observations = self.reset([seed if ended else NO_RESET for seed, ended in zip(reset_seeds, done, strict=True)])
+        self._outcome = ChunkBatch(observations, success > 0, failure > 0, done > 0, steps, executed)
+
+    def end_chunks(self) -> ChunkBatch:
+        return self._outcome
+
+    def drain(self):
+        """Nothing is ever under way."""
 
     def _observations(self) -> ObservationBatch:
         blank = next(seen for seen in self._seen if seen is not None)

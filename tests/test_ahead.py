@@ -104,14 +104,14 @@ def test_what_ends_the_rollouts_ends_the_update_beside_them(tiny_datasets, untra
     run = StageTwo(config, contract)
     with open_pool(contract, run.policy, "push_cube", "twin", scenes=2, workers=1) as pool:
         rollout, _ = run.collect(pool)
-        step_chunks = TwinPool.step_chunks
+        begin_chunks = TwinPool.begin_chunks
 
         def killed(self, *arguments):
             for worker in self._workers:
                 worker._process.kill()
-            return step_chunks(self, *arguments)
+            return begin_chunks(self, *arguments)
 
-        monkeypatch.setattr(TwinPool, "step_chunks", killed)
+        monkeypatch.setattr(TwinPool, "begin_chunks", killed)
         run.step = 1
         run.rollouts.start(partial(run.roll_out, pool), 1)
         started = time.monotonic()
@@ -124,15 +124,15 @@ def test_rollouts_that_nobody_will_use_end_with_the_chunk(tiny_datasets, untrain
     config = overlapping(tiny_datasets, untrained["compact_flow"], tmp_path / "run", episodes=200)
     run, chunks, second = StageTwo(config, contract), [], threading.Event()
     with open_pool(contract, run.policy, "push_cube", "twin", scenes=2, workers=0) as pool:
-        step_chunks = pool.step_chunks
+        begin_chunks = pool.begin_chunks
 
         def counted(*arguments):
             chunks.append(1)
             if len(chunks) == 2:
                 second.set()
-            return step_chunks(*arguments)
+            return begin_chunks(*arguments)
 
-        monkeypatch.setattr(pool, "step_chunks", counted)
+        monkeypatch.setattr(pool, "begin_chunks", counted)
         run.rollouts.start(partial(run.roll_out, pool), 0)
         assert second.wait(60)
         run.close()

@@ -11,7 +11,8 @@ from rlco_common.observation import encode_image
 from rlco_sim_bridge.batched_pool import BatchedPool, encode_images
 from rlco_sim_bridge.environment import make_environment
 from rlco_sim_bridge.experts import make_expert
-from rlco_sim_bridge.pool import NO_RESET, TwinPool
+from rlco_sim_bridge.pool import TwinPool
+from rlco_sim_bridge.pool_worker import NO_RESET
 from rlco_sim_bridge.scenes import open_scenes
 from rlco_sim_bridge.tasks import TASKS
 from rlco_sim_bridge.twin import Twin

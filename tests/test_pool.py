@@ -12,7 +12,8 @@ from rlco_common.contract import load_contract
 from rlco_common.errors import ConfigError, TwinError
 from rlco_common.observation import encode_image, encode_proprioception
 from rlco_sim_bridge.demos import DemoGenerator
-from rlco_sim_bridge.pool import NO_RESET, TwinPool
+from rlco_sim_bridge.pool import TwinPool
+from rlco_sim_bridge.pool_worker import NO_RESET
 from rlco_sim_bridge.twin import Twin
 
 CONTRACT = load_contract()
@@ -69,6 +70,55 @@ def test_results_do_not_depend_on_the_number_of_workers(pool):
             batch = local.step_chunks(chunk)
             np.testing.assert_array_equal(batch.observations.images[CAMERA], expected.observations.images[CAMERA])
             np.testing.assert_array_equal(batch.observations.proprioception, expected.observations.proprioception)
+
+
+def test_groups_that_step_one_beside_the_other_give_what_all_at_once_give():
+    """Each group is told its next chunk while the other has one under way."""
+    actions = np.random.default_rng(3).uniform(CONTRACT.action.low, CONTRACT.action.high, (3, 5, CHUNK, 7)) * 0.5
+    with TwinPool(CONTRACT, "push_cube", "twin", scenes=5, workers=2, image_size=64) as pool:
+        pool.reset(range(FIRST, FIRST + 5))
+        whole = [pool.step_chunks(chunk) for chunk in actions]
+        assert sorted(scene for group in pool.groups for scene in group) == list(range(5))
+        assert pool.groups == [[0, 3], [1, 2, 4]], "half of each worker's scenes"
+        pool.reset(range(FIRST, FIRST + 5))
+        pool.begin_chunks(pool.groups[0], actions[0][pool.groups[0]])
+        for turn in range(3):
+            pool.begin_chunks(pool.groups[1], actions[turn][pool.groups[1]])
+            for group in pool.groups:
+                outcome = pool.end_chunks()
+                for row, scene in enumerate(group):
+                    for name in ("success", "done", "steps", "executed"):
+                        assert getattr(outcome, name)[row] == getattr(whole[turn], name)[scene]
+                    for name in ("proprioception", "places"):
+                        np.testing.assert_array_equal(getattr(outcome.observations, name)[row],
+                                                      getattr(whole[turn].observations, name)[scene])
+                    np.testing.assert_array_equal(outcome.observations.images[CAMERA][row],
+                                                  whole[turn].observations.images[CAMERA][scene])
+                if group is pool.groups[0] and turn < 2:
+                    pool.begin_chunks(group, actions[turn + 1][group])
+
+
+def test_a_pool_with_chunks_under_way_refuses_other_work_until_they_ended(pool):
+    pool.reset(range(FIRST, FIRST + SCENES))
+    pool.begin_chunks([0], np.zeros((1, 1, 7)))
+    for work in (lambda: pool.reset([FIRST] * SCENES), lambda: pool.step_chunks(np.zeros((SCENES, 1, 7))),
+                 lambda: next(pool.rollout_expert([FIRST]))):
+        with pytest.raises(TwinError, match="chunks are under way"):
+            work()
+    pool.drain()
+    assert pool.reset([FIRST, NO_RESET, NO_RESET]).instructions[0]
+    assert pool.step_chunks(np.zeros((SCENES, 1, 7))).steps.tolist() == [1, 1, 1]
+
+
+def test_an_episode_that_is_to_end_makes_room_for_the_next(pool, twin):
+    pool.reset(range(FIRST, FIRST + SCENES))
+    pool.begin_chunks([2, 0], chunks(1)[0][:2], [FIRST + 50, NO_RESET], [True, True])
+    outcome = pool.end_chunks()
+    assert outcome.done.tolist() == [True, True] and not outcome.success.any()
+    assert outcome.executed.tolist() == outcome.steps.tolist() == [CHUNK, CHUNK]
+    assert_shows(outcome.observations, 0, twin.reset(FIRST + 50))
+    after = pool.step_chunks(np.zeros((SCENES, CHUNK, 7)))
+    assert after.executed.tolist() == [0, CHUNK, CHUNK]
 
 
 def run_out(pool):

@@ -175,13 +175,32 @@ def test_memory_stays_where_it_is(tiny_datasets, untrained, tmp_path, contract):
 @pytest.mark.long
 def test_episodes_come_back_in_seed_order_for_any_number_of_scenes(untrained, contract):
     policy = load_policy(untrained["compact_flow"], contract)
-    outcomes = []
-    for scenes in (1, 3):
-        with open_pool(contract, policy, "push_cube", "twin", scenes=scenes, workers=0) as pool:
-            episodes = run_episodes(policy, pool, [11, 12, 13, 14])
+    outcomes, order = [], [14, 11, 13, 12, 15, 10]
+    for scenes, workers in ((1, 0), (3, 0), (4, 2), (8, 2)):
+        with open_pool(contract, policy, "push_cube", "twin", scenes=scenes, workers=workers) as pool:
+            episodes = run_episodes(policy, pool, order)
         outcomes.append([(e.seed, e.instruction, e.success, e.failure, e.steps) for e in episodes])
-    assert outcomes[0] == outcomes[1]
-    assert [row[0] for row in outcomes[0]] == [11, 12, 13, 14]
+    assert [row[0] for row in outcomes[0]] == order
+    assert all(outcome == outcomes[0] for outcome in outcomes)
+
+
+@pytest.mark.long
+def test_sampled_rollouts_in_two_groups_repeat_bit_by_bit(untrained, contract):
+    policy, found, done = load_policy(untrained["compact_flow"], contract), [], []
+    with open_pool(contract, policy, "push_cube", "twin", scenes=4, workers=2) as pool:
+        assert len(pool.groups) == 2
+        for _ in range(2):
+            episodes = run_episodes(policy, pool, list(range(21, 32)), generator=torch.Generator().manual_seed(1), max_chunks=3,
+                                    on_done=lambda episode: done.append(episode.seed))
+            assert run_episodes(policy, pool, [1, 2], cancelled=lambda: True) == []
+            found.append(torch.cat([torch.cat(episode.actions) for episode in episodes]))
+    assert torch.equal(*found)
+    assert [episode.seed for episode in episodes] == list(range(21, 32)) and sorted(done) == sorted(2 * list(range(21, 32)))
+    for episode in episodes:
+        chunks = len(episode.rewards)
+        assert 1 <= chunks <= 3 and 4 * (chunks - 1) < episode.steps <= 4 * chunks
+        for name in ("inputs", "traces", "actions", "logprobs", "values", "places"):
+            assert len(getattr(episode, name)) == chunks
 
 
 def test_evaluation_resumes_and_never_mixes_checkpoints(untrained, contract, tmp_path):

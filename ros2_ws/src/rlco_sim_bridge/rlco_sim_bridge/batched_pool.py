@@ -4,6 +4,7 @@ Written for `sim_backend="gpu"` after ManiSkill's code and documentation, but no
 scene.
 """
 
+from collections import deque
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,13 +16,14 @@ from rlco_common.observation import Observation, area_weights, encode_propriocep
 from rlco_common.pose import Pose
 from rlco_sim_bridge.domain import Domain, load_domain
 from rlco_sim_bridge.environment import make_environment
-from rlco_sim_bridge.pool import NO_RESET, ChunkBatch, ObservationBatch, checked_chunks, per_scene
+from rlco_sim_bridge.pool import ChunkBatch, ObservationBatch, checked_chunks, per_scene
+from rlco_sim_bridge.pool_worker import NO_RESET
 from rlco_sim_bridge.tasks import load_task
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
 
 class BatchedPool:
-    """N scenes of one task in one environment: `reset`, `step_chunks` and `close` as TwinPool has them, without an expert.
+    """N scenes of one task in one environment, with the methods of TwinPool but for the expert's. They step at once: one group.
 
     sim_backend: "gpu" needs a CUDA device; "physx_cpu" holds one scene. What batching changes: a scene that is done holds its
     target while the others finish the chunk, so its last picture may be some ticks later; on a GPU the inverse kinematics is
@@ -42,6 +44,8 @@ class BatchedPool:
         if self._domain.arm.delay_s or variation.camera or variation.light:
             raise ConfigError("a batch has no delay and no variation of camera or light; use worker processes (backend=cpu)")
         self.contract, self.scenes = contract, scenes
+        self.groups = [list(range(scenes))]     # they step at once
+        self._ended: deque[ChunkBatch] = deque()
         self._image_size = image_size
         self._max_steps = contract.task(task).max_steps
         self._env = make_environment(task, num_envs=scenes, sim_backend=sim_backend, render=render, contract=contract,
@@ -64,18 +68,41 @@ class BatchedPool:
 
         reset_seeds [N]: a scene that is done starts this episode at once (NO_RESET: it stays). Renders once, at the end.
         """
-        actions = checked_chunks(actions, self.scenes, self.contract.action.dim)
-        resets = per_scene([NO_RESET] * self.scenes if reset_seeds is None else reset_seeds, self.scenes, "reset_seeds")
-        executed = np.zeros(self.scenes, dtype=np.int64)
+        self.begin_chunks(range(self.scenes), actions, reset_seeds)
+        return self.end_chunks()
+
+    def begin_chunks(self, scenes: Sequence[int], actions: np.ndarray, reset_seeds: Sequence[int] | None = None,
+                     ending: Sequence[bool] | None = None) -> None:
+        """As TwinPool's; it is carried out here and now."""
+        rows = list(scenes)
+        actions = checked_chunks(actions, len(rows), self.contract.action.dim)
+        resets = per_scene([NO_RESET] * len(rows) if reset_seeds is None else reset_seeds, len(rows), "reset_seeds")
+        chosen, executed = np.zeros(self.scenes, dtype=bool), np.zeros(self.scenes, dtype=np.int64)
+        chosen[rows] = True
+        commands = np.zeros((self.scenes, *actions.shape[1:]))
+        commands[rows] = actions
         for tick in range(actions.shape[1]):
-            acting = ~self._done
+            acting = chosen & ~self._done
             if not acting.any():
                 break
-            self._act(actions[:, tick], acting)
+            self._act(commands[:, tick], acting)
             executed += acting
-        outcome = [flags.copy() for flags in (self._success, self._failure, self._done, self._steps)]
-        self._begin([seed if done else NO_RESET for seed, done in zip(resets, self._done, strict=True)])
-        return ChunkBatch(self._observations(), *outcome, executed)
+        if ending is not None:
+            self._done[rows] |= np.asarray(ending, dtype=bool)
+        outcome = [flags[rows] for flags in (self._success, self._failure, self._done, self._steps, executed)]
+        seeds = [NO_RESET] * self.scenes
+        for row, seed in zip(rows, resets, strict=True):
+            seeds[row] = seed if self._done[row] else NO_RESET
+        self._begin(seeds)
+        self._ended.append(ChunkBatch(self._observations().of(rows), *outcome))
+
+    def end_chunks(self) -> ChunkBatch:
+        """The outcome of the chunks that were begun first, in the order of their scenes."""
+        return self._ended.popleft()
+
+    def drain(self) -> None:
+        """Forget outcomes that nobody asked for."""
+        self._ended.clear()
 
     @property
     def worker_pids(self) -> list[int]:

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from rlco_common.contract import Contract
 from rlco_common.errors import TwinError
 from rlco_sim_bridge.domain import Domain
-from rlco_sim_bridge.pool import Rollout, TwinPool
+from rlco_sim_bridge.pool import TwinPool
+from rlco_sim_bridge.pool_worker import Rollout
 from rlco_sim_bridge.variation import NOMINAL, Variation
 
 _TRIED_BEFORE_GIVING_UP = 20

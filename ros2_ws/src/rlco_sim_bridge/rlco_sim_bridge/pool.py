@@ -4,34 +4,18 @@ A process pays seconds for its first scene (shaders) and little for each further
 scenes is the efficient split. A policy looks only once per chunk of actions, so a scene renders once per chunk.
 """
 
-import contextlib
-import ctypes
-import multiprocessing
 import multiprocessing.connection
-import os
-import signal
-import traceback
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from rlco_common.contract import Contract
-from rlco_common.errors import RlcoError, TwinError
-from rlco_common.observation import Observation, encode_image, encode_proprioception
+from rlco_common.errors import TwinError
 from rlco_sim_bridge.domain import Domain
-from rlco_sim_bridge.experts import make_expert
-from rlco_sim_bridge.scene_state import PLACE_NAMES, StepResult
+from rlco_sim_bridge.pool_worker import NO_RESET, LocalWorker, Scenes, SharedMemory, WorkerProcess
 from rlco_sim_bridge.variation import NOMINAL, Variation
-
-NO_RESET = -1   # in reset_seeds: leave this scene as it is
-
-# Memory of a worker process with its first scene, and of each further scene, as `make bench-sim` measured it (docs/twins.md).
-PROCESS_BYTES, SCENE_BYTES = 600 * 2**20, 2.4 * 2**20
-
-
-_NEVER_STARTED = StepResult(False, False, 0, done=True)
-_STARTED = StepResult(False, False, 0, done=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +30,13 @@ class ObservationBatch:
     proprioception: np.ndarray
     instructions: list[str]
     places: np.ndarray
+
+    def of(self, scenes: Sequence[int]) -> "ObservationBatch":
+        """Copies of some rows."""
+        rows = np.asarray(scenes, dtype=np.int64)
+        return ObservationBatch({name: np.asarray(images)[rows] for name, images in self.images.items()},
+                                np.asarray(self.proprioception)[rows], [self.instructions[row] for row in rows],
+                                np.asarray(self.places)[rows])
 
 
 @dataclass(frozen=True)
@@ -62,23 +53,6 @@ class ChunkBatch:
     done: np.ndarray
     steps: np.ndarray
     executed: np.ndarray
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One episode of the scripted expert, T control ticks.
-
-    observations: what was seen before each action. actions: [T, 7] commanded, intended: [T, 7] the expert's before its
-    disturbance; both physical.
-    """
-
-    seed: int
-    instruction: str
-    observations: list[Observation]
-    actions: np.ndarray
-    intended: np.ndarray
-    success: bool
-    failure: bool
 
 
 def checked_chunks(actions, scenes: int, dim: int) -> np.ndarray:
@@ -98,25 +72,15 @@ def per_scene(values: Sequence[int], scenes: int, what: str) -> list[int]:
     return [int(value) for value in values]
 
 
-@dataclass(frozen=True)
-class _Scenes:
-    """What a worker needs to build its scenes; picklable."""
-
-    contract: Contract
-    task: str
-    domains: tuple[str | Domain, ...]
-    variation: Variation
-    layout: object
-    render: bool
-    image_size: int | None
-
-
 class TwinPool:
     """N scenes of one task in `workers` processes; workers=0 runs them in this process.
 
     domain: one for all scenes, or a sequence with one per scene. image_size: images are encoded to this size for policies
     (rlco_common.observation.encode_image); None keeps the camera's size. A dead worker raises TwinError; close the pool
     then. Use as a context manager. The calling script needs an `if __name__ == "__main__"` guard when workers > 0.
+
+    groups: the scenes in two groups, each with half of every worker's (one group where there are too few). While the
+    workers step one group, a policy can decide for the other: begin_chunks and end_chunks.
     """
 
     def __init__(self, contract: Contract, task: str, domain: str | Domain | Sequence = "twin",
@@ -127,23 +91,24 @@ class TwinPool:
             raise TwinError(f"a pool of {scenes} scenes needs one domain, or one for each; got {len(domains)}")
         self.scenes = scenes
         self.contract = contract
-        parts = np.array_split(np.arange(scenes), min(workers, scenes) or 1)
-        self._slices = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
-        self._memory = _Memory(contract, scenes, image_size, render, shared=workers > 0)
+        self._parts = [part.tolist() for part in np.array_split(np.arange(scenes), min(workers, scenes) or 1)]
+        self.groups = _halves(self._parts) if workers else [list(range(scenes))]
+        self._memory = SharedMemory(contract, scenes, image_size, render, shared=workers > 0)
+        self._instructions = [""] * scenes
+        self._under_way: deque = deque()
         self._timeout_s = timeout_s
-        specs = [_Scenes(contract, task, domains[part], variation, layout, render, image_size) for part in self._slices]
-        if workers:
-            self._workers = [_Process(spec, self._memory, part) for spec, part in zip(specs, self._slices, strict=True)]
-        else:
-            self._workers = [_Local(spec, self._memory, part) for spec, part in zip(specs, self._slices, strict=True)]
+        make = WorkerProcess if workers else LocalWorker
+        self._workers = [make(Scenes(contract, task, tuple(domains[scene] for scene in part), variation, layout, render,
+                                     image_size), self._memory, part[0]) for part in self._parts]
         self._call_all("ready", [()] * len(self._workers))
 
     def reset(self, seeds: Sequence[int]) -> ObservationBatch:
         """Start episode seeds[i] in scene i; NO_RESET leaves a scene as it is. A scene never started stays done."""
+        self._require_idle()
         seeds = per_scene(seeds, self.scenes, "seeds")
         self._instructions = [text for part in self._call_all(
-            "reset", [(seeds[part],) for part in self._slices]) for text in part]
-        return self._observations()
+            "reset", [([seeds[scene] for scene in part],) for part in self._parts]) for text in part]
+        return self._observations().of(range(self.scenes))
 
     def step_chunks(self, actions: np.ndarray, reset_seeds: Sequence[int] | None = None) -> ChunkBatch:
         """Carry out n physical actions [N, n, 7] in every scene; each stops acting once its episode is done.
@@ -151,13 +116,45 @@ class TwinPool:
         reset_seeds [N]: a scene that is done starts this episode at once (NO_RESET: it stays); its terminal state is
         then not rendered. A scene that stays done ignores further chunks until `reset`.
         """
-        actions = checked_chunks(actions, self.scenes, self.contract.action.dim)
-        resets = per_scene([NO_RESET] * self.scenes if reset_seeds is None else reset_seeds, self.scenes, "reset_seeds")
-        replies = self._call_all("step_chunk", [(actions[part], resets[part]) for part in self._slices])
-        self._instructions = [text for part in replies for text in part]
-        outcome = np.array(self._memory.outcome)
-        return ChunkBatch(self._observations(), outcome[:, 0] > 0, outcome[:, 1] > 0, outcome[:, 2] > 0, outcome[:, 3],
-                          outcome[:, 4])
+        self._require_idle()
+        self.begin_chunks(range(self.scenes), actions, reset_seeds)
+        return self.end_chunks()
+
+    def begin_chunks(self, scenes: Sequence[int], actions: np.ndarray, reset_seeds: Sequence[int] | None = None,
+                     ending: Sequence[bool] | None = None) -> None:
+        """As step_chunks, in some scenes, without waiting for it; `end_chunks` has the outcome.
+
+        actions [n scenes, n, 7], reset_seeds and ending [n scenes]. ending: the episode is done after this chunk, as it is.
+        """
+        scenes = list(scenes)
+        actions = checked_chunks(actions, len(scenes), self.contract.action.dim)
+        resets = per_scene([NO_RESET] * len(scenes) if reset_seeds is None else reset_seeds, len(scenes), "reset_seeds")
+        ending = [False] * len(scenes) if ending is None else list(map(bool, ending))
+        busy = []
+        for worker, part in zip(self._workers, self._parts, strict=True):
+            rows = [row for row, scene in enumerate(scenes) if part[0] <= scene <= part[-1]]
+            if rows:
+                worker.send("step_chunk", ([scenes[row] - part[0] for row in rows], actions[rows],
+                                           [resets[row] for row in rows], [ending[row] for row in rows]))
+                busy.append((worker, [scenes[row] for row in rows]))
+        self._under_way.append((scenes, busy))
+
+    def end_chunks(self) -> ChunkBatch:
+        """Wait for the chunks that were begun first. Their outcome, in the order of their scenes."""
+        scenes, busy = self._under_way.popleft()
+        replies = self._receive([worker for worker, _ in busy])
+        for (_, part), texts in zip(busy, replies, strict=True):
+            for scene, text in zip(part, texts, strict=True):
+                self._instructions[scene] = text
+        outcome = np.array(self._memory.outcome[scenes])
+        return ChunkBatch(self._observations().of(scenes), outcome[:, 0] > 0, outcome[:, 1] > 0, outcome[:, 2] > 0,
+                          outcome[:, 3], outcome[:, 4])
+
+    def drain(self) -> None:
+        """Let chunks that are under way end, and forget them."""
+        while self._under_way:
+            for worker, _ in self._under_way.popleft()[1]:
+                worker.drain(self._timeout_s)
 
     def rollout_expert(self, seeds: Sequence[int], noise: float = 0.0, kind: str = "scripted"):
         """Yield the expert's Rollout of every seed, in the order of the seeds; workers run ahead of the consumer.
@@ -165,6 +162,7 @@ class TwinPool:
         Uses the first scene of each worker; call `reset` before stepping the pool again. The expert's disturbance comes
         from the episode's seed, so a rollout does not depend on the number of workers. kind: see experts.make_expert.
         """
+        self._require_idle()
         waiting = list(seeds)[::-1]
         order, finished = list(seeds), {}
         busy = {}
@@ -184,7 +182,7 @@ class TwinPool:
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of the workers; empty in-process."""
-        return [worker.pid for worker in self._workers if isinstance(worker, _Process)]
+        return [worker.pid for worker in self._workers if isinstance(worker, WorkerProcess)]
 
     def close(self) -> None:
         """End the workers."""
@@ -207,15 +205,23 @@ class TwinPool:
     def _call_all(self, method, arguments):
         for worker, args in zip(self._workers, arguments, strict=True):
             worker.send(method, args)
+        return self._receive(self._workers)
+
+    def _receive(self, workers):
+        """The next answer of each."""
         replies = {}
-        while len(replies) < len(self._workers):
-            for worker in self._wait([worker for worker in self._workers if worker not in replies]):
+        while len(replies) < len(workers):
+            for worker in self._wait([worker for worker in workers if worker not in replies]):
                 replies[worker] = worker.receive()
-        return [replies[worker] for worker in self._workers]
+        return [replies[worker] for worker in workers]
+
+    def _require_idle(self):
+        if self._under_way:
+            raise TwinError("chunks are under way in this pool; call end_chunks for them, or drain")
 
     def _wait(self, workers):
         """The workers that have something to say: an answer, or their death."""
-        local = [worker for worker in workers if isinstance(worker, _Local)]
+        local = [worker for worker in workers if isinstance(worker, LocalWorker)]
         if local:
             return local
         handles = {handle: worker for worker in workers for handle in worker.handles()}
@@ -225,222 +231,14 @@ class TwinPool:
         return list(dict.fromkeys(handles[handle] for handle in ready))
 
     def _observations(self):
-        images = {name: np.array(array) for name, array in self._memory.images.items()}
-        return ObservationBatch(images, np.array(self._memory.proprioception), list(self._instructions),
-                                np.array(self._memory.places))
+        """Of all scenes, in the memory that workers write to."""
+        memory = self._memory
+        return ObservationBatch(memory.images, memory.proprioception, self._instructions, memory.places)
 
 
-class _Memory:
-    """The arrays that workers fill: images per camera, proprioception, places, outcome (success, failure, done, steps,
-    executed)."""
-
-    def __init__(self, contract, scenes, image_size, render, shared):
-        allocate = _SharedArray if shared else np.zeros
-        self.images = {
-            name: allocate((scenes, image_size, image_size, 3) if image_size else (scenes, *camera.shape), np.uint8)
-            for name, camera in contract.cameras.items()
-        } if render else {}
-        self.proprioception = allocate((scenes, len(contract.proprioception_names)), np.float32)
-        self.places = allocate((scenes, len(PLACE_NAMES)), np.float32)
-        self.outcome = allocate((scenes, 5), np.int64)
-
-
-class _SharedArray(np.ndarray):
-    """A numpy array in memory that a spawned process can be handed."""
-
-    def __new__(cls, shape, dtype, raw=None):
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        raw = raw if raw is not None else multiprocessing.get_context("spawn").RawArray(ctypes.c_uint8, size)
-        array = np.frombuffer(raw, dtype=dtype).reshape(shape).view(cls)
-        array.raw = raw
-        return array
-
-    def __array_finalize__(self, other):
-        self.raw = getattr(other, "raw", None)
-
-    def __reduce__(self):
-        return type(self), (self.shape, self.dtype, self.raw)
-
-
-class _SceneGroup:
-    """The scenes of one worker, writing into their part of the memory."""
-
-    def __init__(self, spec: _Scenes, memory: _Memory, part: slice):
-        from rlco_sim_bridge.twin import Twin  # a parent that only holds workers needs no simulator
-
-        self._spec, self._memory, self._first = spec, memory, part.start
-        self._twins = [Twin(spec.contract, spec.task, domain, variation=spec.variation, layout=spec.layout,
-                            render=spec.render)
-                       for domain in spec.domains]
-        self._results = [_NEVER_STARTED] * len(self._twins)
-
-    def ready(self):
-        return None
-
-    def reset(self, seeds):
-        for i, seed in enumerate(seeds):
-            if seed != NO_RESET:
-                self._reset(i, seed)
-        return self._instructions()
-
-    def step_chunk(self, actions, reset_seeds):
-        for i, twin in enumerate(self._twins):
-            executed = self._act(i, actions[i])
-            result = self._results[i]
-            self._memory.outcome[self._first + i] = (result.success, result.failure, result.done, result.steps, executed)
-            if result.done and reset_seeds[i] != NO_RESET:
-                self._reset(i, reset_seeds[i])
-            elif executed:
-                self._show(i, twin.observe())
-        return self._instructions()
-
-    def rollout(self, seed, noise, kind):
-        twin = self._twins[0]
-        expert = make_expert(self._spec.task, self._spec.contract, np.random.default_rng([seed, 1]), noise, kind)
-        observation = twin.reset(seed)
-        observations, actions, intended = [], [], []
-        while True:
-            observations.append(observation)
-            actions.append(expert.act(twin.scene_state()))
-            intended.append(expert.intended)
-            result = twin.step(actions[-1])
-            if result.done:
-                return Rollout(seed, twin.instruction, observations, np.array(actions), np.array(intended),
-                               result.success, result.failure)
-            observation = twin.observe()
-
-    def close(self):
-        for twin in self._twins:
-            twin.close()
-
-    def _act(self, i, actions):
-        if self._results[i].done:
-            return 0
-        executed = 0
-        for action in actions:
-            self._results[i] = self._twins[i].step(action)
-            executed += 1
-            if self._results[i].done:
-                break
-        return executed
-
-    def _reset(self, i, seed):
-        self._show(i, self._twins[i].reset(seed))
-        self._results[i] = _STARTED
-
-    def _show(self, i, observation):
-        row = self._first + i
-        for name, image in observation.images.items():
-            size = self._spec.image_size
-            self._memory.images[name][row] = encode_image(image, size) if size else image
-        self._memory.proprioception[row] = encode_proprioception(self._spec.contract, observation)
-        self._memory.places[row] = self._twins[i].scene_state().places()
-
-    def _instructions(self):
-        return ["" if result is _NEVER_STARTED else twin.instruction
-                for twin, result in zip(self._twins, self._results, strict=True)]
-
-
-class _Local:
-    """A worker without a process."""
-
-    def __init__(self, spec, memory, part):
-        self._group = _SceneGroup(spec, memory, part)
-
-    def send(self, method, args):
-        self._answer = getattr(self._group, method)(*args)
-
-    def receive(self):
-        return self._answer
-
-    def drain(self, timeout_s):
-        """Nothing is ever under way here."""
-
-    def hang_up(self):
-        self._group.close()
-
-    def join(self):
-        """There is no process."""
-
-
-class _Process:
-    """A worker process and its pipe."""
-
-    def __init__(self, spec, memory, part):
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, spec, memory, part), daemon=True, name="rlco_twin")
-        self._process.start()
-        theirs.close()
-
-    @property
-    def pid(self):
-        return self._process.pid
-
-    def handles(self):
-        return self._pipe, self._process.sentinel
-
-    def send(self, method, args):
-        try:
-            self._pipe.send((method, args))
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise self._death() from error
-
-    def receive(self):
-        if not self._pipe.poll():
-            raise self._death()
-        try:
-            error, answer = self._pipe.recv()
-        except (EOFError, ConnectionResetError) as cause:
-            raise self._death() from cause
-        if error is not None:
-            raise TwinError(f"twin worker (pid {self.pid}) failed:\n{error}")
-        return answer
-
-    def drain(self, timeout_s):
-        if self._pipe.poll(timeout_s):
-            with contextlib.suppress(EOFError, ConnectionResetError):   # it died; whoever calls it next is told
-                self._pipe.recv()
-
-    def hang_up(self):
-        self._pipe.close()   # the worker ends when the pipe does
-
-    def join(self):
-        self._process.join(timeout=5.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
-
-    def _death(self):
-        self._process.join(timeout=5.0)
-        code = self._process.exitcode
-        cause = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        hint = "; it may have run out of memory" if code == -signal.SIGKILL else ""
-        return TwinError(f"twin worker (pid {self.pid}) died with {cause}{hint}; close the pool and make a new one")
-
-
-def _serve(pipe, spec, memory, part):
-    """Main of a worker process: answer (method, args) with (error, answer) until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C ends the parent, and the parent's end ends this
-    os.environ.update(LP_NUM_THREADS="1", OMP_NUM_THREADS="1")
-    import torch
-
-    torch.set_num_threads(1)
-    group = None
-    while True:
-        try:
-            method, args = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            break
-        try:
-            group = group or _SceneGroup(spec, memory, part)
-            reply = (None, getattr(group, method)(*args))
-        except RlcoError as error:
-            reply = (str(error), None)
-        except Exception:
-            reply = (traceback.format_exc(), None)
-        try:
-            pipe.send(reply)
-        except (BrokenPipeError, ConnectionResetError):
-            break
-    os._exit(0)   # taking the scenes apart one by one would take seconds
+def _halves(parts: list[list[int]]) -> list[list[int]]:
+    """Two groups of scenes with half of each part; one when a part is too small for that."""
+    if min(map(len, parts)) < 2:
+        return [[scene for part in parts for scene in part]]
+    return [[scene for part in parts for scene in part[: len(part) // 2]],
+            [scene for part in parts for scene in part[len(part) // 2:]]]

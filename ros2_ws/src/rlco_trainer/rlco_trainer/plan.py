@@ -23,7 +23,7 @@ from rlco_policy.footprint import GIB, footprint
 from rlco_policy.hub import ModelFolder
 from rlco_policy.interface import VLAPolicy
 from rlco_policy.registry import policy_class
-from rlco_sim_bridge.pool import PROCESS_BYTES, SCENE_BYTES
+from rlco_sim_bridge.pool_worker import PROCESS_BYTES, SCENE_BYTES
 from rlco_trainer.config import StageOneConfig, StageTwoConfig, roots
 from rlco_trainer.dataset.reader import load_proprioception
 from rlco_trainer.denormals import flushed_denormals

@@ -9,7 +9,7 @@ from rlco_common.episode import EpisodeMetadata
 from rlco_common.errors import ConfigError
 from rlco_common.seeds import SIM_DEMOS
 from rlco_sim_bridge.demos import DemoGenerator
-from rlco_sim_bridge.pool import Rollout
+from rlco_sim_bridge.pool_worker import Rollout
 from rlco_sim_bridge.variation import NOMINAL, Variation
 from rlco_trainer.dataset.episode import episode_from_steps, idle_ticks
 from rlco_trainer.dataset.packed import PackedEpisode, pack
