@@ -13,6 +13,7 @@ from sensor_msgs.msg import Image, JointState
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
+from rlco_common.messages import diagnostic_values
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
 from rlco_common.ros import CAMERA_QOS, STATE_QOS, image_to_msg, joint_state_to_msg, pose_to_msg
@@ -476,7 +477,7 @@ def test_over_real_topics_the_audit_equals_the_truth_and_warns_while_it_records(
         cell = Cell(client)
 
         def warned(key):
-            return diagnostics.find(lambda message: key in [value.key for value in message.status[-1].values])
+            return diagnostics.find(lambda message: key in diagnostic_values(message.status[-1]))
 
         client.wait_active("/recorder")
         client.wait_until(lambda: client.trigger(topics.RECORDER_START)[0], 15, "the start")

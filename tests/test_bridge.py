@@ -19,7 +19,7 @@ from rlco_common import seeds, topics
 from rlco_common.contract import load_contract
 from rlco_common.episode import EVENT_TOPIC, event_from_json
 from rlco_common.errors import RlcoError
-from rlco_common.messages import image_from_msg, pose_from_msg
+from rlco_common.messages import diagnostic_values, image_from_msg, pose_from_msg
 from rlco_common.pose import Pose, compose_delta, quaternion_from_rotation_vector, rotation_matrix
 from rlco_common.processes import Processes
 from rlco_common.ros import (
@@ -292,7 +292,7 @@ def test_frames_are_on_tf_or_diagnostics_say_why_not(lockstep):
     """With tf2_msgs: a point goes through /tf_static and camera_info to where the camera sees it."""
     lockstep.reset(task="open_drawer", domain="twin", seed=SEED)
     status = lockstep.client.wait_until(lambda: lockstep.diagnostics.last, 5, "diagnostics").status[0]
-    told = next(item.value for item in status.values if item.key == "tf")
+    told = diagnostic_values(status)["tf"]
     try:
         from tf2_msgs.msg import TFMessage
     except ImportError:

@@ -14,7 +14,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from rlco_common import topics
 from rlco_common.contract import load_contract
 from rlco_common.errors import ConfigError
-from rlco_common.messages import image_from_msg
+from rlco_common.messages import diagnostic_values, image_from_msg
 from rlco_common.processes import Processes
 from rlco_common.ros import CAMERA_QOS, STATE_QOS, stamp_to_ns
 from rlco_common.ros_client import RosClient
@@ -137,7 +137,7 @@ class Watcher:
         return last.status[0] if last is not None else DiagnosticStatus(message="nothing yet")
 
     def values(self):
-        return {item.key: item.value for item in self.status().values}
+        return diagnostic_values(self.status())
 
     def wait_status(self, level, text, timeout_s=10.0):
         self.client.wait_until(lambda: self.status().level == level and text in self.status().message, timeout_s,

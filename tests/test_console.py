@@ -31,7 +31,7 @@ from rlco_common.episode import EpisodeEvent
 from rlco_common.errors import ConfigError, DataError
 from rlco_common.gate import GateState, Refusal
 from rlco_common.limiter import Limit
-from rlco_common.messages import pose_from_msg
+from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.processes import Processes
 from rlco_common.ros import STATE_QOS
 from rlco_common.ros_client import RosClient
@@ -426,7 +426,7 @@ class Cell:
         assert np.abs(self.position() - before).max() < 2e-3
 
     def gate(self):
-        return {item.key: item.value for item in self.status.last.status[0].values}
+        return diagnostic_values(self.status.last.status[0])
 
 
 def take(tab, name="Ada"):

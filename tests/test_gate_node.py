@@ -23,7 +23,7 @@ from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ProcessError
 from rlco_common.gate import Refusal
 from rlco_common.limiter import Limit
-from rlco_common.messages import pose_from_msg
+from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
 from rlco_common.ros import COMMAND_QOS, EVENT_QOS, STATE_QOS, chunk_to_msg, pose_to_msg, stamp_from_ns
@@ -103,7 +103,7 @@ class Cell:
         return self.status.last.status[0].message
 
     def values(self):
-        return {item.key: item.value for item in self.status.last.status[0].values}
+        return diagnostic_values(self.status.last.status[0])
 
     def wait_state(self, state, timeout_s=5.0):
         self.client.wait_until(lambda: self.state() == state, timeout_s, f"gate state {state}")
@@ -299,7 +299,7 @@ def test_every_refusal_and_limit_is_counted_by_its_cause_on_diagnostics(cell):
 
     def told():
         found = diagnostics.find(lambda message: message.status[0].name == "gate")
-        return found and {item.key: item.value for item in found.status[0].values if item.key.isupper()}
+        return found and {key: value for key, value in diagnostic_values(found.status[0]).items() if key.isupper()}
 
     client.wait_until(lambda: told() == {key: str(count) for key, count in cell.counts().items()}, 5,
                       "the same on /diagnostics")

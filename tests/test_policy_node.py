@@ -18,6 +18,7 @@ from rlco_common import topics
 from rlco_common.contract import load_contract
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import DataError
+from rlco_common.messages import diagnostic_values
 from rlco_common.observation import Observation, encode_image, encode_proprioception
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
@@ -290,7 +291,7 @@ def test_chunks_follow_each_other_when_they_are_used_up(robot):
     for message in robot.chunks.messages:
         assert np.isfinite(chunk_from_msg(CONTRACT, message)).all() and len(message.points) == HORIZON
     status = stream_until_report(robot, lambda s: s.level == DiagnosticStatus.OK)
-    values = {value.key: value.value for value in status.values}
+    values = diagnostic_values(status)
     assert int(values["chunks"]) >= 3 and 0 < float(values["latency_s"]) < 1.0
     assert values["execution"] == "asynchronous" and 0 < float(values["queue_length"]) <= HORIZON and values["slowdown"] == "1"
 

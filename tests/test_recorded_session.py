@@ -8,6 +8,7 @@ import pytest
 
 from rlco_common import topics
 from rlco_common.contract import load_contract
+from rlco_common.messages import diagnostic_values
 from rlco_common.pose import Pose
 from rlco_common.seeds import REAL_DEMOS
 from rlco_teleop.bags import Bag, find_episodes, read_audit, read_episode_metadata
@@ -78,7 +79,7 @@ def check_commands(bag):
         target = CONTRACT.compose_target(target, np.append(values, gripper.message.data[0]))
         assert np.abs(pose_of(sent).as_array() - target.as_array()).max() < 1e-12
     last = bag.collect(topics.GATE_STATUS)[-1].message.status[0]
-    assert {item.key for item in last.values} <= {"state", "source", "policy_enabled", "episode_start_ns", "lead_m", "lead_rad"}
+    assert diagnostic_values(last).keys() <= {"state", "source", "policy_enabled", "episode_start_ns", "lead_m", "lead_rad"}
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ from rlco_common import topics
 from rlco_common.contract import contract_from_json, load_contract
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent, EpisodeMetadata, event_from_json
 from rlco_common.errors import RecordingError
-from rlco_common.messages import image_from_msg
+from rlco_common.messages import diagnostic_values, image_from_msg
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
 from rlco_common.ros import (
@@ -370,7 +370,7 @@ class Table:
     def audit(self):
         """The newest audit status of the recorder: (message, {key: value})."""
         found = self.diagnostics.find(lambda message: message.status[-1].name == "recorder: audit")
-        return ("", {}) if found is None else (found.status[-1].message, {v.key: v.value for v in found.status[-1].values})
+        return ("", {}) if found is None else (found.status[-1].message, diagnostic_values(found.status[-1]))
 
     def recorder_runs(self):
         try:

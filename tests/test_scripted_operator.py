@@ -13,7 +13,7 @@ from rlco_common import topics
 from rlco_common.contract import load_contract
 from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ConfigError, DataError
-from rlco_common.messages import pose_from_msg
+from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.pose import Pose
 from rlco_common.processes import Processes
 from rlco_common.ros import EVENT_QOS, STATE_QOS, pose_to_msg, stamp_from_ns
@@ -95,8 +95,7 @@ def test_in_lock_step_the_gates_targets_are_the_experts_and_the_dead_man_falls_a
         client.wait_active("/teleop")
         diagnosed = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
         client.wait_active("/gate")
-        both = ("readers", "2")
-        client.wait_until(lambda: diagnosed.find(lambda m: both in [(v.key, v.value) for v in m.status[0].values]), 10,
+        client.wait_until(lambda: diagnosed.find(lambda m: diagnostic_values(m.status[0]).get("readers") == "2"), 10,
                           "gate and table as readers of the twist")
         client.wait_until(lambda: scenes.get_subscription_count() and ee_pose.get_subscription_count()
                           and event.get_subscription_count() == 2, 10, "gate and operator")

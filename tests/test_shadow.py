@@ -9,6 +9,7 @@ from test_recorded_session import CONTRACT
 
 from rlco_common import topics
 from rlco_common.errors import DataError
+from rlco_common.messages import diagnostic_values
 from rlco_common.pose import Pose
 from rlco_common.ros import STATE_QOS
 from rlco_common.seeds import REAL_DEMOS
@@ -121,8 +122,8 @@ def operated_beside_a_shadow(checkpoint, out):
         assert outcome["success"], outcome
         client.must_trigger(topics.RECORDER_SUCCESS)
         reports = client.subscribe(DiagnosticArray, topics.DIAGNOSTICS, STATE_QOS)
-        client.wait_until(lambda: reports.find(lambda m: m.status[0].name == "shadow"), 10, "the shadow's report")
-        live = {v.key: float(v.value) for v in reports.find(lambda m: m.status[0].name == "shadow").status[0].values}
+        report = client.wait_until(lambda: reports.find(lambda m: m.status[0].name == "shadow"), 10, "the shadow's report")
+        live = {key: float(value) for key, value in diagnostic_values(report.status[0]).items()}
     [bag] = find_episodes(out)
     return bag, live
 

@@ -17,7 +17,7 @@ from rlco_common.episode import EVENT_TOPIC, EpisodeEvent
 from rlco_common.errors import ConfigError, RlcoError
 from rlco_common.gate import GateState, Source
 from rlco_common.gate_drives import LockstepGate, RealTimeGate
-from rlco_common.messages import pose_from_msg
+from rlco_common.messages import diagnostic_values, pose_from_msg
 from rlco_common.observation import joints_by_name
 from rlco_common.pose import Pose, compose_delta, delta_between
 from rlco_common.processes import Processes
@@ -304,7 +304,7 @@ class Cell:
         self.client.wait_until(lambda: self.gate_value("source") == "NOBODY", 5, "the released dead-man")
 
     def gate_value(self, key):
-        return next(item.value for item in self.gate.last.status[0].values if item.key == key)
+        return diagnostic_values(self.gate.last.status[0])[key]
 
     def go(self, until=None):
         """Call the service; meanwhile `until(cell)` may interfere, once it returns true."""

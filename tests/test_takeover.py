@@ -13,6 +13,7 @@ from trajectory_msgs.msg import JointTrajectory
 
 from rlco_common import topics
 from rlco_common.episode import EVENT_TOPIC
+from rlco_common.messages import diagnostic_values
 from rlco_common.ros import COMMAND_QOS, EVENT_QOS, STATE_QOS, stamp_to_ns
 from rlco_teleop.bags import Bag, drive_segments
 from rlco_trainer.dataset.build import BuildOptions, build_dataset
@@ -34,7 +35,7 @@ class Watch:
         self.events = client.subscribe(String, EVENT_TOPIC, EVENT_QOS)
 
     def source(self):
-        return self.gate.last and next(v.value for v in self.gate.last.status[0].values if v.key == "source")
+        return self.gate.last and diagnostic_values(self.gate.last.status[0])["source"]
 
     def wait_source(self, source):
         self.client.wait_until(lambda: self.source() == source, 10, f"the gate to follow {source}")
@@ -96,7 +97,7 @@ def take_over(watch, seen):
     watch.wait_source("OPERATOR")
     held_ns = next(at for at, m in zip(watch.deadman.arrivals_ns, watch.deadman.messages, strict=True) if m.data)
     taken_ns = next(at for at, m in zip(watch.gate.arrivals_ns, watch.gate.messages, strict=True)
-                    if any(v.key == "source" and v.value == "OPERATOR" for v in m.status[0].values))
+                    if diagnostic_values(m.status[0])["source"] == "OPERATOR")
     seen["takeover_ms"] = (taken_ns - held_ns) * 1e-6
 
 

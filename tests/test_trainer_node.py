@@ -12,6 +12,7 @@ from std_msgs.msg import Float64, String
 from test_training import same_weights, stage1_config, stage2_config
 
 from rlco_common import topics
+from rlco_common.messages import diagnostic_values
 from rlco_common.processes import Processes
 from rlco_common.ros import EVENT_QOS
 from rlco_common.ros_client import RosClient
@@ -47,7 +48,7 @@ def test_a_run_is_paused_saved_stopped_and_resumed_over_ros(graph, tiny_datasets
     client.wait_active("/trainer", timeout_s=60)
     client.wait_until(lambda: len(progress) and len(metrics), 180, "progress and metrics")
     assert 0 < progress.last.data < 1
-    assert "sft/loss" in {value.key for value in metrics.last.status[0].values}
+    assert "sft/loss" in diagnostic_values(metrics.last.status[0])
 
     assert client.set_bool("/trainer/pause", True)[0]
     client.wait_until(lambda: state_of_training(health) == "paused", 30, "the pause")
