@@ -28,7 +28,8 @@ def test_both_stages_run_and_resume(name, tiny_datasets, tmp_path, contract):
     assert same(start, train_stage1(dataclasses.replace(first, out=tmp_path / "cut"), quiet=True), contract)
     losses = [row["sft/loss"] for row in read_metrics(tmp_path / "stage1" / "metrics.jsonl") if "sft/loss" in row]
     assert len(losses) == 4
-    second = StageTwoConfig(out=tmp_path / "stage2", start=start, iterations=1, episodes=2, scenes=2, workers=0,
+    second = StageTwoConfig(out=tmp_path / "stage2", start=start, iterations=1,
+                            policy_config={"keep_prefix": True} if name == "pi05" else {}, episodes=2, scenes=2, workers=0,
                             critic_warmup=0, measure_episodes=2, measure_every=5, min_initial_success=0.0, sft_batch_size=4,
                             micro_batches=2, ppo=PpoConfig(minibatch_size=8), **shared)
     trained = train_stage2(second, quiet=True)

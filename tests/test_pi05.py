@@ -116,7 +116,7 @@ def test_the_chain_without_noise_is_lerobots_velocity(policy, inputs, lerobot):
         time = torch.full((BATCH,), 1 - k / 4)
         mean, _ = policy._transition(x, padding, time, prefix)
         noisy = torch.cat([x, time[0] * padding], -1)
-        cache = modeling_pi05.clone_past_key_values(prefix.keys_values)
+        cache = modeling_pi05.clone_past_key_values([(*pair, None) for pair in prefix.keys_values])
         velocity = lerobot.model.denoise_step(prefix.visible, cache, noisy, time)
         torch.testing.assert_close(mean, x - velocity[..., :7] / 4, atol=1e-5, rtol=0)
 
@@ -358,6 +358,27 @@ def test_the_chain_has_the_likelihood_of_its_gaussians(policy, inputs):
     torch.testing.assert_close(sampled.logprob, expected / (steps + 1), atol=1e-4, rtol=0)
     summed = make_policy("pi05", pi05_config(logprob="sum"))
     torch.testing.assert_close(summed.evaluate(inputs, sampled.trace).logprob, expected, atol=1e-3, rtol=0)
+
+
+def test_a_kept_prefix_spares_the_update_the_language_model_and_changes_nothing(inputs, monkeypatch):
+    keeps = make_policy("pi05", pi05_config(keep_prefix=True))
+    keeps.set_stage("rl")
+    sampled = keeps.sample(inputs, generator=generator())
+    chain = {name: sampled.trace[name] for name in ("chain", "padding")}
+    again = keeps.evaluate(inputs, chain)
+    kept = {name: tensor for name, tensor in sampled.trace.items() if name not in chain}
+    largest = sum(tensor[0].nbytes for name, tensor in kept.items() if name in ("prefix_keys", "prefix_values"))
+    assert keeps.trace_bytes() == largest
+    assert sum(tensor[0].nbytes for tensor in kept.values()) < 1.1 * largest
+    monkeypatch.setattr(keeps.model.paligemma_with_expert.paligemma, "forward", None)
+    monkeypatch.setattr(keeps, "prefix", None)
+    scored = keeps.evaluate(inputs, sampled.trace)
+    for name in ("logprob", "entropy", "value"):
+        assert torch.equal(getattr(scored, name), getattr(again, name))
+    torch.testing.assert_close(scored.logprob, sampled.logprob, atol=1e-5, rtol=0)
+    assert scored.logprob.requires_grad
+    with pytest.raises(ConfigError, match="keep_prefix needs rl_trains: expert"):
+        make_policy("pi05", pi05_config(keep_prefix=True, rl_trains="all"))
 
 
 def test_the_noise_bound_follows_progress(inputs):

@@ -33,6 +33,7 @@ def outsider(tmp_path_factory):
 
 VARIANTS = {
     "openvla_all_weights": ("openvla", {"trains": "all", "chunk": 1, "temperature": 0.7, "center_crop": True}),
+    "pi05_kept_prefix": ("pi05", {"keep_prefix": True}),
     "pi05_adapters": ("pi05", {"lora": {"rank": 2}, "rl_trains": "all", "state_in_prompt": False, "logprob": "sum",
                                "denoise_steps": 2}),
 }

@@ -169,7 +169,7 @@ REFUSED_UNLESS_THE_RECIPES = {f"policy_config.{name}" for name in ("cameras", "h
 OF_THE_MACHINE_OR_OF_STAGE_ONE = {
     "out", "scenes", "workers", "backend", "micro_batches", "threads", "device", "min_initial_success", "stall_iterations",
     *(f"policy_config.{name}" for name in ("pretrained", "revision", "tokenizer", "image_size", "vision", "language", "expert",
-                                           "vocabulary", "max_prompt_tokens", "trains", "dtype"))}
+                                           "vocabulary", "max_prompt_tokens", "trains", "dtype", "keep_prefix"))}
 
 
 def test_no_setting_of_a_run_is_lost_in_silence():

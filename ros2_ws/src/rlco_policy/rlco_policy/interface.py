@@ -171,6 +171,10 @@ class VLAPolicy(nn.Module, ABC):
     def evaluate(self, inputs: ModelInputs, trace: dict[str, Tensor]) -> Evaluated:
         """PPO update: log-probability, entropy and value of a stored sample under the present weights."""
 
+    def trace_bytes(self) -> int:
+        """Bytes of a sample's trace beyond its chunk or chain, where they count: for who plans a rollout's memory."""
+        return 0
+
     @abstractmethod
     def value(self, inputs: ModelInputs) -> Tensor:
         """[B] state value, with gradient to the "value" parameters alone: the rest is read as it is."""

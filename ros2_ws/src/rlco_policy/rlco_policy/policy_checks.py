@@ -253,12 +253,15 @@ def a_sample_does_not_depend_on_its_batch(case: Case) -> None:
 
 def instruction_and_picture_matter(case: Case) -> None:
     policy, obs = case.policy, observations(case.policy)
-    trace = policy.sample(case.inputs, generator=generator()).trace
-    before = policy.evaluate(case.inputs, trace).logprob
+
+    def likelihood(inputs):     # sampled anew with the same draws: a trace may hold what the policy made of its observation
+        return policy.sample(inputs, generator=generator()).logprob
+
+    before = likelihood(case.inputs)
     changes = {"instruction": {"instruction": obs.instruction[1:] + obs.instruction[:1]},
                "picture": {"images": {name: image // 4 for name, image in obs.images.items()}}}
     for what, change in changes.items():
-        after = policy.evaluate(policy.preprocess(dataclasses.replace(obs, **change)), trace).logprob
+        after = likelihood(policy.preprocess(dataclasses.replace(obs, **change)))
         _require((after - before).abs().max() > 0, f"the {what} has no effect")
 
 

@@ -110,8 +110,9 @@ def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
     parts = _training_parts(policy, "rl", config, -(-_largest_batch(config, chunks) // config.micro_batches))
     parts += _dataset_parts(policy, {"real": config.real, "replay.demos": config.replay.demos})
     decision = _bytes_of(policy.example_inputs())
-    # sampled chunks exist twice while they are put together; traces hold one chunk or chain, small beside the images
-    parts.append(Part("rollout", 2 * config.episodes * chunks * decision, advice="Fewer episodes per iteration."))
+    # sampled chunks exist twice while they are put together; the chunk or chain of a trace is small beside the images
+    parts.append(Part("rollout", 2 * config.episodes * chunks * (decision + policy.trace_bytes()),
+                      advice="Fewer episodes per iteration."))
     if config.replay.updates:
         parts.append(Part("success replay", 2 * config.replay.capacity * decision, advice="Lower replay.capacity."))
         parts.append(Part("AdamW's moments of the replay", footprint(policy, "rl").optimizer, _place(config),

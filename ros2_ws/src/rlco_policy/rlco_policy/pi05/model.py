@@ -101,24 +101,38 @@ def unused(name: str, depth: int) -> bool:
 
 @dataclass
 class Prefix:
-    """Images and prompt after the vision-language model. output [B, N, D], visible [B, N], keys_values per layer."""
+    """Images and prompt after the vision-language model.
 
-    output: Tensor
+    features [B, D]: float32 mean of its output over what is not padding. visible [B, N]. keys_values: [B, 1, N, head_dim] each,
+    per layer.
+    """
+
+    features: Tensor
     visible: Tensor
-    keys_values: list[tuple[Tensor, Tensor, Tensor | None]]
+    keys_values: list[tuple[Tensor, Tensor]]
 
     def repeat(self, times: int) -> "Prefix":
         """Each sample `times` times in a row, for several denoising steps of one observation in a single pass."""
-        def interleave(tensor):
-            return None if tensor is None else tensor.repeat_interleave(times, 0)
+        return Prefix(*(tensor.repeat_interleave(times, 0) for tensor in (self.features, self.visible)),
+                      [(keys.repeat_interleave(times, 0), values.repeat_interleave(times, 0))
+                       for keys, values in self.keys_values])
 
-        return Prefix(interleave(self.output), interleave(self.visible),
-                      [(interleave(keys), interleave(values), window) for keys, values, window in self.keys_values])
+    def packed(self) -> dict[str, Tensor]:
+        """As tensors with the batch first, for a trace. keys and values: [B, layers, 1, N, head_dim]."""
+        keys, values = zip(*self.keys_values, strict=True)
+        return {"prefix_features": self.features, "prefix_visible": self.visible, "prefix_keys": torch.stack(keys, 1),
+                "prefix_values": torch.stack(values, 1)}
 
-    def mean(self) -> Tensor:
-        """[B, D] float32 mean over what is not padding."""
-        weight = self.visible.unsqueeze(-1).float()
-        return (self.output.float() * weight).sum(1) / weight.sum(1)
+    @classmethod
+    def unpacked(cls, trace: dict[str, Tensor]) -> "Prefix":
+        """Of a trace that holds a packed one."""
+        return cls(trace["prefix_features"], trace["prefix_visible"],
+                   list(zip(trace["prefix_keys"].unbind(1), trace["prefix_values"].unbind(1), strict=True)))
+
+
+def _visible_mean(output: Tensor, visible: Tensor) -> Tensor:
+    weight = visible.unsqueeze(-1).float()
+    return (output.float() * weight).sum(1) / weight.sum(1)
 
 
 def run_prefix(model: PI05Pytorch, images: list[Tensor], tokens: Tensor, visible: Tensor) -> Prefix:
@@ -128,7 +142,7 @@ def run_prefix(model: PI05Pytorch, images: list[Tensor], tokens: Tensor, visible
     (output, _), cache = model.paligemma_with_expert.forward(
         attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad, blocks)), position_ids=pad.long().cumsum(1) - 1,
         past_key_values=None, inputs_embeds=[embeddings, None], use_cache=True)
-    return Prefix(output, pad, list(cache))
+    return Prefix(_visible_mean(output, pad), pad, [(keys, values) for keys, values, _ in cache])
 
 
 def run_expert(model: PI05Pytorch, prefix: Prefix, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:

@@ -193,14 +193,15 @@ class Pi05(PretrainedPolicy):
             actions=self.normalizer.denormalise(x[:, : self.spec.chunk]),
             logprob=self._join(torch.stack(entries, 1)),
             value=self._value(prefix),
-            trace={"chain": torch.stack(chain, 1), "padding": padding},
+            trace={"chain": torch.stack(chain, 1), "padding": padding} | (prefix.packed() if self.config.keep_prefix else {}),
         )
 
     def evaluate(self, inputs: ModelInputs, trace: dict[str, Tensor]) -> Evaluated:
-        """All K transitions of the stored chain [B, K + 1, horizon, A] in one pass of the expert."""
+        """All K transitions of the stored chain [B, K + 1, horizon, A] in one pass of the expert, after the prefix that the
+        trace holds, or one pass of the vision-language model."""
         chain, steps = trace["chain"], self.config.denoise_steps
         batch = len(chain)
-        prefix = self.prefix(inputs)
+        prefix = Prefix.unpacked(trace) if "prefix_keys" in trace else self.prefix(inputs)
         time = 1.0 - torch.arange(steps, device=self.device).repeat(batch) / steps
         mean, std = self._transition(chain[:, :-1].flatten(0, 1), trace["padding"].repeat_interleave(steps, 0), time,
                                      prefix.repeat(steps))
@@ -209,6 +210,13 @@ class Pi05(PretrainedPolicy):
         entropy = (std[:, :, : self.spec.chunk].log() + HALF_LOG_2PI + 0.5).mean((1, 2, 3))
         return Evaluated(self._join(entries), entropy, self._value(prefix))
 
+    def trace_bytes(self) -> int:
+        if not self.config.keep_prefix:
+            return 0
+        tokens = self.config.max_prompt_tokens + len(self.cameras) * (self.config.image_size // self.config.vision.patch) ** 2
+        per_token = 2 * self.config.language.depth * self.config.language.head_dim
+        return tokens * per_token * torch.finfo(getattr(torch, self.config.dtype)).bits // 8
+
     def value(self, inputs: ModelInputs) -> Tensor:
         with torch.no_grad():
             prefix = self.prefix(inputs)
@@ -216,7 +224,7 @@ class Pi05(PretrainedPolicy):
 
     def summary(self, inputs: ModelInputs) -> Tensor:
         """Mean over the prefix; without gradient where only the action expert trains."""
-        return self.prefix(inputs).mean()
+        return self.prefix(inputs).features
 
     def _transition(self, x: Tensor, padding: Tensor, time: Tensor, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_{k+1} given x_k, each [B, horizon, A].
@@ -233,7 +241,7 @@ class Pi05(PretrainedPolicy):
         return join_entries(entries, self.spec.chunk, self.config.logprob)
 
     def _value(self, prefix: Prefix) -> Tensor:
-        features = prefix.mean()
+        features = prefix.features
         return self.value_head(features.detach() if self.config.value_detach else features).squeeze(-1)
 
     def _grid_time(self, k: int, batch: int) -> Tensor:
