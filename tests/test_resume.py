@@ -61,6 +61,22 @@ def test_a_resumed_run_names_the_policy_that_it_began_with(tiny_datasets, untrai
     assert read_description(train_stage2(config, quiet=True))["lineage"]["start"]["digest"] == began_with
 
 
+@pytest.mark.parametrize("stage", ["one", "two"])
+def test_a_run_does_not_go_on_with_a_dataset_that_was_made_again(tiny_datasets, untrained, tmp_path, stage):
+    data = {name: tmp_path / name for name in tiny_datasets}
+    for name, copy in data.items():
+        shutil.copytree(tiny_datasets[name], copy)
+    if stage == "one":
+        train, config = train_stage1, stage1_config(data, tmp_path / "run")
+    else:
+        train, config = train_stage2, stage2_config(data, untrained["compact_flow"], tmp_path / "run", iterations=2)
+    train(config, stop_after=1, quiet=True)
+    shutil.rmtree(data["real"])
+    shutil.copytree(tiny_datasets["sim"], data["real"])
+    with pytest.raises(TrainingError, match=rf"{data['real']} is not what the run(.|\n)*its content has changed"):
+        train(config, quiet=True)
+
+
 SAVES = """
 import sys
 from pathlib import Path
@@ -98,6 +114,15 @@ def test_a_step_that_is_saved_already_is_not_taken_apart(tmp_path):
     inodes = {path: path.stat().st_ino for path in first.rglob("*")}
     assert save_run(tmp_path, 3, policy, optimizer, Randomness(0), {}) == first
     assert {path: path.stat().st_ino for path in first.rglob("*")} == inodes
+
+
+def test_a_checkpoint_of_another_version_is_refused(tmp_path, contract):
+    policy = make_policy("compact_flow")
+    saved = save_run(tmp_path, 3, policy, torch.optim.SGD(policy.parameters(), lr=0.1), Randomness(0), {})
+    state = torch.load(saved / "trainer.pt", weights_only=False)
+    torch.save({name: value for name, value in state.items() if name != "format"}, saved / "trainer.pt")
+    with pytest.raises(TrainingError, match="written by another version"):
+        load_run(saved, contract)
 
 
 @pytest.mark.long

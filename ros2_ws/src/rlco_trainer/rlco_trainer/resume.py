@@ -37,6 +37,16 @@ def checkpoint_to_resume(config: StageOneConfig | StageTwoConfig) -> Path | None
     return checkpoint
 
 
+def require_same_datasets(began: dict[str, list[dict]], now: dict[str, list[dict]], out: Path) -> None:
+    """Raise TrainingError when a dataset of the run (name -> DemoSet.lineage) has other content than when it began."""
+    for name, datasets in now.items():
+        before = [dataset["content_hash"] for dataset in began.get(name, [])]
+        changed = [dataset["path"] for i, dataset in enumerate(datasets) if [dataset["content_hash"]] != before[i:i + 1]]
+        if changed:
+            raise TrainingError(f"{', '.join(changed)} is not what the run in {out} began with: its content has changed. Give "
+                                "another out= for a new run, or restore it to go on with this one")
+
+
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Dotted name -> value of nested settings."""
     found = {}

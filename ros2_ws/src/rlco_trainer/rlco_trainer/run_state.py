@@ -15,6 +15,7 @@ from rlco_policy.checkpoint import load_policy, save_policy
 from rlco_policy.interface import VLAPolicy
 
 KEPT = 2
+FORMAT = 2      # of trainer.pt; another one is refused
 
 
 class Randomness:
@@ -43,7 +44,7 @@ def save_run(directory: Path, step: int, policy: VLAPolicy, optimizer: torch.opt
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     save_policy(policy, part / "policy", lineage)
-    state = {"step": step, "optimizer": optimizer.state_dict(), "random": randomness.state(), "extra": extra or {}}
+    state = {"format": FORMAT, "step": step, "optimizer": optimizer.state_dict(), "random": randomness.state(), "extra": extra or {}}
     with (part / "trainer.pt").open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
@@ -67,6 +68,9 @@ def load_run(checkpoint: Path, contract) -> tuple[VLAPolicy, dict]:
     except (OSError, RuntimeError, EOFError) as error:
         raise TrainingError(f"{checkpoint}/trainer.pt is unreadable ({error}); remove {checkpoint} to resume from the one "
                             "before") from error
+    if state.get("format") != FORMAT:
+        raise TrainingError(f"{checkpoint} was written by another version of this trainer, which cannot be resumed; its policy can "
+                            "be used. Give another out= for a new run")
     return load_policy(checkpoint / "policy", contract), state
 
 

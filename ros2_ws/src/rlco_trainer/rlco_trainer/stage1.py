@@ -22,7 +22,7 @@ from rlco_trainer.dataset.reader import load_datasets, load_proprioception, samp
 from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
-from rlco_trainer.resume import checkpoint_to_resume
+from rlco_trainer.resume import checkpoint_to_resume, require_same_datasets
 from rlco_trainer.run_state import Randomness, load_run, save_run
 from rlco_trainer.updates import adamw, learning_rate_factor, require_finite, set_learning_rate
 
@@ -43,14 +43,14 @@ class StageOne:
         self.policy.set_stage("sft")
         self.optimizer = adamw(self.policy.param_groups()["policy"], config.weight_decay, lr=config.lr)
         self.average = WeightAverage(self.policy, config.ema)
-        if state is not None:
-            self._restore(state)
         size = self.policy.spec.image_size
         self.real = self.held_out = self.sim = None
         if config.real:
             self.real, self.held_out = load_datasets(roots(config.real), contract, size).split(config.held_out)
         if config.sim:
             self.sim = load_datasets(roots(config.sim), contract, size)
+        if state is not None:
+            self._restore(state)
         if config.patience and self.held_out is None:
             raise TrainingError("patience > 0 stops by the held-out real loss, but no real episode is held out; give "
                                 "held_out=N with real=DATASET, or patience=0")
@@ -86,7 +86,8 @@ class StageOne:
     def save(self) -> None:
         if not self.peers.main:
             return
-        extra = {"average": self.average.state(), "best": self.best, "since_best": self.since_best}
+        extra = {"average": self.average.state(), "best": self.best, "since_best": self.since_best,
+                 "datasets": self._datasets()}
         save_run(self.config.out, self.step, self.policy, self.optimizer, self.randomness, self.lineage(), extra)
 
     def finish(self) -> Path:
@@ -103,15 +104,18 @@ class StageOne:
 
     def lineage(self) -> dict:
         return {
-            "stage": 1, "seed": self.config.seed, "alpha": self.config.alpha, "step": self.step,
-            **{f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.sim))
-               if demos is not None},
+            "stage": 1, "seed": self.config.seed, "alpha": self.config.alpha, "step": self.step, **self._datasets(),
         }
+
+    def _datasets(self) -> dict[str, list[dict]]:
+        return {f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.sim))
+                if demos is not None}
 
     def _save_policy(self, out: Path) -> Path:
         return save_policy(self.policy, out, self.lineage())
 
     def _restore(self, state: dict) -> None:
+        require_same_datasets(state["extra"]["datasets"], self._datasets(), self.config.out)
         self.optimizer.load_state_dict(state["optimizer"])
         self.randomness.restore(state["random"])
         self.average.restore(state["extra"]["average"])

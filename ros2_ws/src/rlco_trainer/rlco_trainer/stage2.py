@@ -27,7 +27,7 @@ from rlco_trainer.peers import Peers
 from rlco_trainer.places import Places
 from rlco_trainer.ppo import RlBatch, explained_variance
 from rlco_trainer.replay import SuccessReplay
-from rlco_trainer.resume import checkpoint_to_resume
+from rlco_trainer.resume import checkpoint_to_resume, require_same_datasets
 from rlco_trainer.rollout import Episode, collate, open_pool, returns_of, run_episodes
 from rlco_trainer.run_state import Randomness, load_run, save_run
 from rlco_trainer.updates import (
@@ -92,15 +92,18 @@ class StageTwo:
     @property
     def lineage(self) -> dict:
         config = self.config
-        datasets = {f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.demos))
-                    if demos is not None}
         return {
             "stage": 2, "seed": config.seed, "beta": config.beta, "domain": config.domain, "step": self.step,
-            "start": {"path": str(config.start), "digest": self.start_digest}, **datasets,
+            "start": {"path": str(config.start), "digest": self.start_digest}, **self._datasets(),
         }
+
+    def _datasets(self) -> dict[str, list[dict]]:
+        return {f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.demos))
+                if demos is not None}
 
     def _restore(self, state: dict) -> None:
         extra = state["extra"]
+        require_same_datasets(extra["datasets"], self._datasets(), self.config.out)
         self.optimizer.load_state_dict(state["optimizer"])
         self.randomness.restore(state["random"])
         self.replay_optimizer.load_state_dict(extra["replay_optimizer"])
@@ -118,7 +121,7 @@ class StageTwo:
         if not self.peers.main:
             return
         extra = {"success": self.success, "elapsed_s": self.elapsed_s, "stalled": self.stalled,
-                 "start_digest": self.start_digest, "anchor": self.anchor.state(),
+                 "start_digest": self.start_digest, "datasets": self._datasets(), "anchor": self.anchor.state(),
                  "replay": self.replay.state(), "replay_optimizer": self.replay_optimizer.state_dict(),
                  "replay_updates": self.replay_updates, "average": self.average.state(),
                  "ahead": self.rollouts.state()}
