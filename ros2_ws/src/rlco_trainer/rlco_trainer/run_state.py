@@ -44,7 +44,8 @@ def save_run(directory: Path, step: int, policy: VLAPolicy, optimizer: torch.opt
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     save_policy(policy, part / "policy", lineage)
-    state = {"format": FORMAT, "step": step, "optimizer": optimizer.state_dict(), "random": randomness.state(), "extra": extra or {}}
+    state = {"format": FORMAT, "step": step, "optimizer": optimizer.state_dict(), "random": randomness.state(),
+             "extra": extra or {}}
     with (part / "trainer.pt").open("wb") as stream:
         torch.save(state, stream)
         stream.flush()
@@ -69,8 +70,8 @@ def load_run(checkpoint: Path, contract) -> tuple[VLAPolicy, dict]:
         raise TrainingError(f"{checkpoint}/trainer.pt is unreadable ({error}); remove {checkpoint} to resume from the one "
                             "before") from error
     if state.get("format") != FORMAT:
-        raise TrainingError(f"{checkpoint} was written by another version of this trainer, which cannot be resumed; its policy can "
-                            "be used. Give another out= for a new run")
+        raise TrainingError(f"{checkpoint} was written by another version of this trainer, so it cannot be resumed; its "
+                            "policy can be used. Give another out= for a new run")
     return load_policy(checkpoint / "policy", contract), state
 
 
