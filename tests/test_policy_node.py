@@ -145,6 +145,13 @@ def robot(running):
     return running
 
 
+@pytest.fixture
+def instructed(robot):
+    """The robot once its policy has an instruction."""
+    robot.client.set_parameters("/policy", instruction=RED)
+    return robot
+
+
 in_lockstep = pytest.mark.parametrize("running", [True], indirect=True, ids=["lockstep"])
 in_realtime = pytest.mark.parametrize("running", [False], indirect=True, ids=["realtime"])
 
@@ -280,17 +287,17 @@ def test_without_an_instruction_nothing_is_published_and_diagnostics_say_so(robo
 
 
 @in_realtime
-def test_chunks_follow_each_other_when_they_are_used_up(robot):
+def test_chunks_follow_each_other_when_they_are_used_up(instructed):
     """The stand-in for a gate says nothing, so the policy looks every `chunk` ticks; the rest of the horizon is reserve."""
-    stream(robot, 4.0)
-    stamps = [stamp for stamp in robot.stamps() if stamp in robot.sent]     # the first may belong to the test before
+    stream(instructed, 4.0)
+    stamps = [stamp for stamp in instructed.stamps() if stamp in instructed.sent]     # the first may belong to the test before
     assert len(stamps) >= 3
     gaps_s, chunk_s = np.diff(stamps) * 1e-9, CHUNK * CONTRACT.control_period_s
     assert (gaps_s > chunk_s - 0.021).all(), gaps_s
     assert np.median(gaps_s) < chunk_s + 0.25, gaps_s
-    for message in robot.chunks.messages:
+    for message in instructed.chunks.messages:
         assert np.isfinite(chunk_from_msg(CONTRACT, message)).all() and len(message.points) == HORIZON
-    status = stream_until_report(robot, lambda s: s.level == DiagnosticStatus.OK)
+    status = stream_until_report(instructed, lambda s: s.level == DiagnosticStatus.OK)
     values = diagnostic_values(status)
     assert int(values["chunks"]) >= 3 and 0 < float(values["latency_s"]) < 1.0
     assert values["execution"] == "asynchronous" and 0 < float(values["queue_length"]) <= HORIZON and values["slowdown"] == "1"
@@ -310,9 +317,9 @@ def test_an_image_past_its_age_is_refused_and_named(robot, state_age_s):
 
 
 @in_realtime
-def test_a_camera_that_stops_is_reported_while_states_go_on(robot):
-    stream_until_report(robot, lambda s: s.level == DiagnosticStatus.OK)
-    stream_until_report(robot, lambda s: CAMERA in s.message and "old" in s.message, streams=("joints", "pose"))
+def test_a_camera_that_stops_is_reported_while_states_go_on(instructed):
+    stream_until_report(instructed, lambda s: s.level == DiagnosticStatus.OK)
+    stream_until_report(instructed, lambda s: CAMERA in s.message and "old" in s.message, streams=("joints", "pose"))
 
 
 @in_realtime
