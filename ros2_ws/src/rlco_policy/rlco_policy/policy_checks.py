@@ -254,14 +254,15 @@ def a_sample_does_not_depend_on_its_batch(case: Case) -> None:
 def instruction_and_picture_matter(case: Case) -> None:
     policy, obs = case.policy, observations(case.policy)
 
-    def likelihood(inputs):     # sampled anew with the same draws: a trace may hold what the policy made of its observation
-        return policy.sample(inputs, generator=generator()).logprob
+    def sampled(inputs):    # anew, with the same draws: a trace may hold what the policy made of its observation
+        found = policy.sample(inputs, generator=generator())
+        return torch.cat([found.actions.flatten(), found.logprob.flatten()])
 
-    before = likelihood(case.inputs)
+    before = sampled(case.inputs)
     changes = {"instruction": {"instruction": obs.instruction[1:] + obs.instruction[:1]},
                "picture": {"images": {name: image // 4 for name, image in obs.images.items()}}}
     for what, change in changes.items():
-        after = likelihood(policy.preprocess(dataclasses.replace(obs, **change)))
+        after = sampled(policy.preprocess(dataclasses.replace(obs, **change)))
         _require((after - before).abs().max() > 0, f"the {what} has no effect")
 
 
