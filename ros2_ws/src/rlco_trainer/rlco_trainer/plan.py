@@ -109,19 +109,18 @@ def plan_stage2(config: StageTwoConfig, *, trial: bool = True) -> Plan:
     chunks = config.max_chunks or -(-contract.task(config.task).max_steps // policy.spec.chunk)
     parts = _training_parts(policy, "rl", config, -(-_largest_batch(config, chunks) // config.micro_batches))
     parts += _dataset_parts(policy, {"real": config.real, "replay.demos": config.replay.demos})
-    decision = _bytes_of(policy.example_inputs())
+    weights, decision = footprint(policy, "rl"), _bytes_of(policy.example_inputs())
     # sampled chunks exist twice while they are put together; the chunk or chain of a trace is small beside the images
     parts.append(Part("rollout", 2 * config.episodes * chunks * (decision + policy.trace_bytes()),
                       advice="Fewer episodes per iteration."))
     if config.replay.updates:
         parts.append(Part("success replay", 2 * config.replay.capacity * decision, advice="Lower replay.capacity."))
-        parts.append(Part("AdamW's moments of the replay", footprint(policy, "rl").optimizer, _place(config),
+        parts.append(Part("AdamW's moments of the replay", weights.optimizer, _place(config),
                           "Train fewer weights, or set replay.updates=0."))
     if config.places.weight:
         parts.append(Part("places", 2 * config.places.capacity * decision, advice="Lower places.capacity."))
     if config.overlap:
-        parts.append(Part("copy that acts beside the update", footprint(policy, "rl").gradients, _place(config),
-                          "Set overlap=false."))
+        parts.append(Part("copy that acts beside the update", weights.gradients, _place(config), "Set overlap=false."))
     if config.backend == "cpu":
         processes = max(1, config.workers)
         parts.append(Part(f"simulators, {config.scenes} scenes in {processes} processes",
