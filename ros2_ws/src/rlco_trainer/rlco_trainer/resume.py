@@ -38,7 +38,7 @@ def checkpoint_to_resume(config: StageOneConfig | StageTwoConfig) -> Path | None
 
 
 def require_same_datasets(began: dict[str, list[dict]], now: dict[str, list[dict]], out: Path) -> None:
-    """Raise TrainingError when a dataset of the run (name -> DemoSet.lineage) has other content than when it began."""
+    """Raise TrainingError when a dataset of the run (see dataset_lineage) has other content than when it began."""
     for name, datasets in now.items():
         before = [dataset["content_hash"] for dataset in began.get(name, [])]
         changed = [dataset["path"] for i, dataset in enumerate(datasets) if [dataset["content_hash"]] != before[i:i + 1]]

@@ -18,7 +18,7 @@ from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, accumulate, held_out_loss, sft_batch
 from rlco_trainer.config import StageOneConfig, roots, save_config
 from rlco_trainer.control import RunControl
-from rlco_trainer.dataset.reader import load_datasets, load_proprioception, sample_cotraining
+from rlco_trainer.dataset.reader import dataset_lineage, load_datasets, load_proprioception, sample_cotraining
 from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.metrics import Metrics
 from rlco_trainer.peers import ALONE, Peers
@@ -108,8 +108,7 @@ class StageOne:
         }
 
     def _datasets(self) -> dict[str, list[dict]]:
-        return {f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.sim))
-                if demos is not None}
+        return dataset_lineage(real=self.real, sim=self.sim)
 
     def _save_policy(self, out: Path) -> Path:
         return save_policy(self.policy, out, self.lineage())

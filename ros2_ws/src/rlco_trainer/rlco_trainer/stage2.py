@@ -18,7 +18,7 @@ from rlco_trainer.averaging import WeightAverage
 from rlco_trainer.batches import SftBatch, held_out_loss, sft_batch, slices
 from rlco_trainer.config import StageTwoConfig, roots, save_config
 from rlco_trainer.control import RunControl
-from rlco_trainer.dataset.reader import DemoSet, load_datasets
+from rlco_trainer.dataset.reader import DemoSet, dataset_lineage, load_datasets
 from rlco_trainer.denormals import flushed_denormals
 from rlco_trainer.forgetting import BetaController, gradient_cosine
 from rlco_trainer.memory import resident_bytes
@@ -98,8 +98,7 @@ class StageTwo:
         }
 
     def _datasets(self) -> dict[str, list[dict]]:
-        return {f"{name}_datasets": demos.lineage() for name, demos in (("real", self.real), ("sim", self.demos))
-                if demos is not None}
+        return dataset_lineage(real=self.real, sim=self.demos)
 
     def _restore(self, state: dict) -> None:
         extra = state["extra"]

@@ -162,6 +162,11 @@ def load_demos(root: Path, contract: Contract, image_size: int) -> DemoSet:
     )
 
 
+def dataset_lineage(**sets: DemoSet | None) -> dict[str, list[dict]]:
+    """`<name>_datasets` -> DemoSet.lineage of the sets that are there."""
+    return {f"{name}_datasets": demos.lineage() for name, demos in sets.items() if demos is not None}
+
+
 def load_datasets(roots: list[Path], contract: Contract, image_size: int) -> DemoSet:
     """All demonstrations of one or more datasets as one set; see load_demos."""
     sets = [load_demos(root, contract, image_size) for root in roots]
