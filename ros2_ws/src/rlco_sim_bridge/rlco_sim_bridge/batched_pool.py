@@ -16,7 +16,7 @@ from rlco_common.observation import Observation, area_weights, encode_propriocep
 from rlco_common.pose import Pose
 from rlco_sim_bridge.domain import Domain, load_domain
 from rlco_sim_bridge.environment import make_environment
-from rlco_sim_bridge.pool import ChunkBatch, ObservationBatch, checked_chunks, per_scene
+from rlco_sim_bridge.pool import ChunkBatch, ObservationBatch, checked_request, per_scene
 from rlco_sim_bridge.pool_worker import NO_RESET
 from rlco_sim_bridge.tasks import load_task
 from rlco_sim_bridge.variation import NOMINAL, Variation
@@ -74,9 +74,7 @@ class BatchedPool:
     def begin_chunks(self, scenes: Sequence[int], actions: np.ndarray, reset_seeds: Sequence[int] | None = None,
                      ending: Sequence[bool] | None = None) -> None:
         """As TwinPool's; it is carried out here and now."""
-        rows = list(scenes)
-        actions = checked_chunks(actions, len(rows), self.contract.action.dim)
-        resets = per_scene([NO_RESET] * len(rows) if reset_seeds is None else reset_seeds, len(rows), "reset_seeds")
+        rows, actions, resets, ending = checked_request(scenes, actions, self.contract.action.dim, reset_seeds, ending)
         chosen, executed = np.zeros(self.scenes, dtype=bool), np.zeros(self.scenes, dtype=np.int64)
         chosen[rows] = True
         commands = np.zeros((self.scenes, *actions.shape[1:]))
@@ -87,8 +85,7 @@ class BatchedPool:
                 break
             self._act(commands[:, tick], acting)
             executed += acting
-        if ending is not None:
-            self._done[rows] |= np.asarray(ending, dtype=bool)
+        self._done[rows] |= ending
         outcome = [flags[rows] for flags in (self._success, self._failure, self._done, self._steps, executed)]
         seeds = [NO_RESET] * self.scenes
         for row, seed in zip(rows, resets, strict=True):

@@ -72,6 +72,15 @@ def per_scene(values: Sequence[int], scenes: int, what: str) -> list[int]:
     return [int(value) for value in values]
 
 
+def checked_request(scenes: Sequence[int], actions, dim: int, reset_seeds: Sequence[int] | None,
+                    ending: Sequence[bool] | None) -> tuple[list[int], np.ndarray, list[int], list[bool]]:
+    """(scenes, actions, reset_seeds, ending) of begin_chunks with what was left out: nothing is reset, nothing ends."""
+    scenes = list(scenes)
+    resets = per_scene([NO_RESET] * len(scenes) if reset_seeds is None else reset_seeds, len(scenes), "reset_seeds")
+    ends = per_scene([False] * len(scenes) if ending is None else ending, len(scenes), "ending")
+    return scenes, checked_chunks(actions, len(scenes), dim), resets, list(map(bool, ends))
+
+
 class TwinPool:
     """N scenes of one task in `workers` processes; workers=0 runs them in this process.
 
@@ -126,10 +135,7 @@ class TwinPool:
 
         actions [n scenes, n, 7], reset_seeds and ending [n scenes]. ending: the episode is done after this chunk, as it is.
         """
-        scenes = list(scenes)
-        actions = checked_chunks(actions, len(scenes), self.contract.action.dim)
-        resets = per_scene([NO_RESET] * len(scenes) if reset_seeds is None else reset_seeds, len(scenes), "reset_seeds")
-        ending = [False] * len(scenes) if ending is None else list(map(bool, ending))
+        scenes, actions, resets, ending = checked_request(scenes, actions, self.contract.action.dim, reset_seeds, ending)
         busy = []
         for worker, part in zip(self._workers, self._parts, strict=True):
             rows = [row for row, scene in enumerate(scenes) if part[0] <= scene <= part[-1]]
